@@ -1,0 +1,84 @@
+"""Tutelage: decide how a language model should learn, then teach it.
+
+This is what a plugin author and a Python user import. A name is imported when it is first used, so that
+`tutelage --help` is instant; nothing here imports torch until something is trained.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tutelage.adapter import Adapter
+    from tutelage.api import check, resume, train
+    from tutelage.config import Config
+    from tutelage.errors import Problem, RunFailed, RunStopped, TutelageError
+    from tutelage.formats import Continuation, Conversation, DataFormat, Record, Text
+    from tutelage.phase import Artifact, Phase, TrainingPhase
+    from tutelage.plugins import Command, hookimpl
+    from tutelage.recipe import Data, Recipe, Stage, Trainer
+    from tutelage.source import ModelSource
+    from tutelage.tracker import Tracker
+
+    __version__: str
+
+__all__ = [
+    "Adapter",
+    "Artifact",
+    "Command",
+    "Config",
+    "Continuation",
+    "Conversation",
+    "Data",
+    "DataFormat",
+    "ModelSource",
+    "Phase",
+    "Problem",
+    "Recipe",
+    "Record",
+    "RunFailed",
+    "RunStopped",
+    "Stage",
+    "Text",
+    "Tracker",
+    "Trainer",
+    "TrainingPhase",
+    "TutelageError",
+    "check",
+    "hookimpl",
+    "resume",
+    "train",
+]
+
+_MODULES = {
+    "adapter": ["Adapter"],
+    "api": ["check", "resume", "train"],
+    "config": ["Config"],
+    "errors": ["Problem", "RunFailed", "RunStopped", "TutelageError"],
+    "formats": ["Continuation", "Conversation", "DataFormat", "Record", "Text"],
+    "phase": ["Artifact", "Phase", "TrainingPhase"],
+    "plugins": ["Command", "hookimpl"],
+    "recipe": ["Data", "Recipe", "Stage", "Trainer"],
+    "source": ["ModelSource"],
+    "tracker": ["Tracker"],
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("tutelage")
+        except PackageNotFoundError:  # imported from a source tree that is not installed
+            return "0"
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tutelage' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"tutelage.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
