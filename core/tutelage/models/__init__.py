@@ -1,0 +1,1 @@
+"""Finding, loading, saving, verifying, merging and running models."""
