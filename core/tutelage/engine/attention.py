@@ -1,0 +1,196 @@
+"""Attention over packed rows in which no token sees another example, and the proof that it holds for a model.
+
+A packed row costs nothing extra: each example attends within its own bounds, by the variable-length flash kernel
+where the device has one and example by example elsewhere, so no block mask is ever computed. A model whose layers
+don't go through transformers' attention interface gets transformers' own block masks; one that leaks even so (a
+recurrent layer, say) is not packed.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from tutelage.data.batches import collate
+from tutelage.data.rendering import Tokens
+from tutelage.engine.forward import learnt_logits
+from tutelage.models.loading import quietly
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+SEGMENTS = "tutelage_segments"
+"Name of `segment_attention` among transformers' attention implementations."
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001 - transformers' signature; bounds say all that a mask would
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within the bounds `cu_seq_lens_q` (examples + 1,) of one packed row.
+
+    Args:
+        query: (1, heads, tokens, head_dim); key and value (1, kv_heads, tokens, head_dim).
+    Returns:
+        (1, tokens, heads, head_dim).
+    Raises:
+        NotImplementedError: for what this doesn't compute (soft-capping, sinks, position biases).
+    """
+    unknown = sorted(name for name in _NOT_COMPUTED if kwargs.get(name) is not None)
+    if cu_seq_lens_q is None or query.shape[0] != 1 or unknown or not getattr(module, "is_causal", True):
+        raise NotImplementedError(f"segment attention needs a packed causal row without {unknown or 'other masks'}")
+    if query.is_cuda and _varlen is not None and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+        return _varlen_attention(query, key, value, scaling, cu_seq_lens_q, sliding_window), None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    bounds = cu_seq_lens_q.tolist()
+    outputs = []
+    for start, end in pairwise(bounds):
+        part = (slice(None), slice(None), slice(start, end))
+        window = _window_mask(end - start, sliding_window, query.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[part],
+                key[part],
+                value[part],
+                attn_mask=window,
+                dropout_p=dropout,
+                is_causal=window is None,
+                scale=scaling,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+_NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "head_mask", "cache_position_bias")
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    if window is None or length <= window:
+        return None
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def _find_varlen() -> Any:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+_varlen = _find_varlen()
+
+
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, bounds: Tensor, window: int | None
+) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    longest = int((bounds[1:] - bounds[:-1]).max())
+    rows = [part[0].transpose(0, 1).contiguous() for part in (query, key, value)]
+    sides = (window - 1, 0) if window is not None else (-1, 0)
+    output: Tensor = _varlen(*rows, bounds, bounds, longest, longest, scale=scaling, window_size=sides)
+    return output[None]
+
+
+AttentionInterface.register(SEGMENTS, segment_attention)
+
+
+def choose_packed_attention(model: PreTrainedModel, vocabulary: int) -> str | None:
+    """The first attention implementation under which this model packs without leaking, now set on it, or None.
+
+    Candidates are tried on the model itself: the logits of examples packed in one row must equal, within rounding,
+    those of each example alone.
+    """
+    original: str = model.config._attn_implementation
+    candidates = [SEGMENTS, original]
+    if _has_flash_attention(model):
+        candidates.insert(0, "flash_attention_2")
+    with quietly():
+        for name in candidates:
+            try:
+                model.set_attn_implementation(name)
+                if model.config._attn_implementation == name and packs_exactly(model, vocabulary, reference=original):
+                    return name
+            except (NotImplementedError, TypeError, ValueError, RuntimeError, ImportError):
+                continue
+        model.set_attn_implementation(original)
+    return None
+
+
+def _has_flash_attention(model: PreTrainedModel) -> bool:
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    return (
+        model.device.type == "cuda" and model.dtype in (torch.float16, torch.bfloat16) and is_flash_attn_2_available()
+    )
+
+
+@torch.no_grad()
+def packs_exactly(model: PreTrainedModel, vocabulary: int, *, reference: str) -> bool:
+    """Whether three random examples have the logits in one packed row that each has alone under `reference`."""
+    generator = torch.Generator().manual_seed(0)
+    examples = [
+        Tokens(torch.randint(0, vocabulary, (length,), generator=generator).int().numpy(), _all_learnt(length))
+        for length in (7, 19, 12)
+    ]
+    packed_with = model.config._attn_implementation
+    was_training = model.training
+    model.eval()
+    try:
+        device = next(model.parameters()).device
+        packed = learnt_logits(model, collate(_Probe(examples), range(3), packed=True, filler=0).to(device))[0]
+        model.set_attn_implementation(reference)
+        alone = [
+            learnt_logits(model, collate(_Probe(examples), [index], packed=False, filler=0).to(device))[0]
+            for index in range(3)
+        ]
+    finally:
+        model.set_attn_implementation(packed_with)
+        model.train(was_training)
+    expected = torch.cat(alone).float()
+    scale = float(expected.std()) + 1e-6
+    tolerance = 1e-4 if model.dtype == torch.float32 else 6e-2
+    return bool((packed.float() - expected).abs().max() <= tolerance * max(scale, 1.0))
+
+
+def _all_learnt(length: int) -> Any:
+    return torch.ones(length, dtype=torch.bool).numpy()
+
+
+class _Probe:
+    """A few examples in memory, laid out by the same code as real ones."""
+
+    def __init__(self, examples: list[Tokens]) -> None:
+        import numpy as np
+
+        self.examples = examples
+        self.lengths = np.array([len(example.ids) for example in examples])
+        self.weights = self.lengths - 1
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Tokens:
+        return self.examples[index]
+
+    def place(self, index: int) -> str:
+        return f"probe {index}"

@@ -1,0 +1,153 @@
+"""Checkpoints: what learnt so far, the optimizer's state and the step, so that a run goes on as if never stopped.
+
+A checkpoint is a folder `step-00000050` of safetensors and JSON; nothing in it is pickled. It is written beside and
+renamed when complete, so a folder of that name is always whole, whenever the process dies. Everything else that
+decides a step (data order, learning rate, random numbers) follows from the seed and the step's number, and is not
+stored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+LEARNT = "learnt.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+PROGRESS = "progress.json"
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """How far training is: what a checkpoint stores beside tensors."""
+
+    step: int = 0
+    micro_batch_tokens: int = 0
+    best_eval_loss: float | None = None
+    evaluations_without_gain: int = 0
+    finished: bool = False
+    "Whether training is over (all steps done, or stopped early); only saving remains."
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint below `folder`, if any."""
+    found = [entry for entry in folder.glob("step-*") if re.fullmatch(r"step-\d+", entry.name)]
+    return max(found, key=lambda entry: int(entry.name.removeprefix("step-")), default=None)
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """The progress that a checkpoint stores."""
+    return msgspec.json.decode((checkpoint / PROGRESS).read_bytes(), type=Progress)
+
+
+def save(
+    folder: Path, name: str, model: nn.Module, optimizer: Optimizer, progress: Progress, *, keep: int, is_writer: bool
+) -> Path:
+    """Write a checkpoint; all processes of a sharded run take part, one writes. Of older ones, `keep` stay."""
+    learnt = learnt_weights(model)
+    moments = {
+        f"{key}.{name}": _whole(value)
+        for name, parameter in _learning(model)
+        for key, value in optimizer.state[parameter].items()
+    }
+    target = folder / name
+    if is_writer:
+        beside = folder / f".{name}.partial"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_file(learnt, beside / LEARNT)
+        save_file(moments, beside / OPTIMIZER)
+        (beside / PROGRESS).write_bytes(msgspec.json.encode(progress))
+        _replace(beside, target)
+        _prune(folder, keep)
+    _barrier()
+    return target
+
+
+def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
+    """Put a checkpoint's weights (and optimizer state, where one is given) back; each process takes its own share."""
+    with safe_open(checkpoint / LEARNT, framework="pt") as learnt, torch.no_grad():
+        for name, parameter in _learning(model):
+            parameter.copy_(_share(learnt.get_tensor(name), parameter))
+    if optimizer is None:
+        return
+    with safe_open(checkpoint / OPTIMIZER, framework="pt") as moments:
+        stored = set(moments.keys())
+        for name, parameter in _learning(model):
+            optimizer.state[parameter] = {
+                key: _share(moments.get_tensor(f"{key}.{name}"), parameter)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}.{name}" in stored
+            }
+
+
+def learnt_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight that learns, by name, whole and on the CPU. All processes of a sharded model take part."""
+    return {name: _whole(parameter) for name, parameter in _learning(model)}
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The whole state dict, frozen weights too, as `learnt_weights` has them."""
+    return {name: _whole(value) for name, value in model.state_dict().items()}
+
+
+def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor gathered from all its shards, on the CPU."""
+    tensor = tensor.detach()
+    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return gathered.cpu().contiguous()
+
+
+def _share(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """This process's part of a whole tensor, laid out as the parameter is."""
+    if isinstance(parameter, DTensor) and tensor.dim() > 0:
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(tensor.to(parameter.device), mesh, placements, src_data_rank=None)
+    return tensor.to(parameter.device) if tensor.dim() > 0 else tensor
+
+
+def _replace(beside: Path, target: Path) -> None:
+    for file in beside.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if target.exists():  # the same step again, after a resume: put the old one out of the way in one move
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        beside.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        beside.rename(target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    steps = sorted(entry for entry in folder.glob("step-*") if entry.is_dir())
+    for entry in steps[:-keep]:
+        doomed = entry.with_name(f".{entry.name}.old")
+        entry.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

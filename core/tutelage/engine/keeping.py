@@ -1,0 +1,84 @@
+"""Saves what a stage learnt, and proves that the plain library reads it as the model that was trained."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tutelage.engine.checkpoints import learnt_weights, whole_weights
+from tutelage.engine.context import StageContext
+from tutelage.models.saving import save_artifact
+from tutelage.models.verifying import reference_of, verify
+from tutelage.report import model_card
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def save_and_verify(context: StageContext, model: nn.Module, metrics: dict[str, float]) -> Path:
+    """Save the artifact (all processes of a sharded model take part) and compare it with the model in memory.
+
+    Raises:
+        RunFailed: when what was read back differs.
+    """
+    adapter, devices = context.adapter, context.devices
+    whole = adapter.artifact == "model"
+    weights = None
+    if devices.strategy == "fsdp":
+        weights = whole_weights(model) if whole else learnt_weights(model)
+    save_dtype = devices.frozen_dtype if whole else None
+    loading = adapter.loading(devices.frozen_dtype)
+    prompt = _a_prompt(context)
+    reference = reference_of(
+        model,
+        context.tokenizer,
+        prompt,
+        dtype=torch.float32 if whole else devices.frozen_dtype,
+        loading=loading,
+        weights=weights,
+        save_dtype=save_dtype,
+    )
+    target = context.folder / adapter.artifact
+    if int(os.environ.get("RANK", "0")) == 0:
+        record = context.run.record
+        card = model_card(
+            record, context.run.stage(context.stage.name), context.run.recipe, kind=adapter.artifact, metrics=metrics
+        )
+        save_artifact(
+            adapter,
+            model,
+            context.tokenizer,
+            target,
+            base_path=context.model.path,
+            card=card,
+            weights=weights,
+            save_dtype=save_dtype,
+        )
+        found = verify(target, reference, stop_prompt=prompt)
+        context.emit(
+            "saved",
+            folder=str(target),
+            verified=True,
+            largest_difference=found.largest_difference,
+            tensors=found.tensors,
+            stops_by_itself=found.stops,
+            new_tokens=found.new_tokens,
+        )
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+    return target
+
+
+def _a_prompt(context: StageContext) -> list[int]:
+    """What comes before the first learnt token of the shortest example: as real a prompt as there is."""
+    assert context.data is not None
+    examples: Any = context.data.train
+    shortest = examples[int(np.argmin(examples.lengths))]
+    before = int(np.argmax(shortest.learn)) or min(4, len(shortest.ids) - 1)
+    ids: list[int] = shortest.ids[:before].tolist()
+    return ids

@@ -1,0 +1,162 @@
+"""One process per device, started by torchrun; this process follows their events and ends them when it must end.
+
+No process outlives this one: on Linux the kernel kills them with their parent, so a run that was killed is never
+written by leftovers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+
+from tutelage.engine.context import StageContext
+from tutelage.engine.interrupts import Interrupts
+from tutelage.errors import Problem, RunFailed, RunStopped, TutelageError
+from tutelage.phase import Artifact
+from tutelage.runs.folder import EVENTS, RunFolder
+
+OUTCOME = "outcome.json"
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """How a process ended its stage; the first to fail is the one that counts."""
+
+    artifact: str = ""
+    kind: str = ""
+    metrics: dict[str, float] = {}
+    problems: list[Problem] = []
+    exit_code: int = 0
+    stopped: bool = False
+    out_of_memory_at: int = 0
+    "Tokens of the micro-batch for which memory did not suffice, or 0."
+
+
+def run_in_processes(context: StageContext) -> Artifact:
+    """Run a stage on several devices. Out of memory starts it again from its last checkpoint with half the micro-batch.
+
+    Raises:
+        TutelageError: what a process raised.
+    """
+    limit = 0
+    while True:
+        outcome = _launch(context, limit)
+        if outcome.out_of_memory_at > 1:
+            limit = outcome.out_of_memory_at // 2
+            context.emit("notice", text=f"out of memory: micro-batches now have {limit} tokens; the result is the same")
+            continue
+        if outcome.stopped:
+            stopped = RunStopped(outcome.problems)
+            stopped.exit_code = outcome.exit_code
+            raise stopped
+        if outcome.problems:
+            raise RunFailed(outcome.problems) if outcome.exit_code == 1 else TutelageError(outcome.problems)
+        return Artifact(outcome.kind, Path(outcome.artifact), outcome.metrics)
+
+
+def _launch(context: StageContext, limit: int) -> Outcome:
+    ranks = context.folder / "ranks"
+    ranks.mkdir(exist_ok=True)
+    for left in ranks.iterdir():
+        left.unlink()
+    count = context.devices.count
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += ["-m", "tutelage.engine.worker", str(context.run.path), context.stage.name, str(limit)]
+    threads = max(1, (os.cpu_count() or 1) // count)
+    environment = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
+    log = context.folder / "processes.log"
+    interrupts = Interrupts()
+    with log.open("ab") as output, _Follower(context.run):
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        )
+        interrupts.install()
+        try:
+            code = _wait(process, interrupts, ranks)
+        finally:
+            interrupts.remove()
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    found = ranks / OUTCOME
+    if found.is_file():
+        return msgspec.json.decode(found.read_bytes(), type=Outcome)
+    tail = b"\n".join(log.read_bytes().splitlines()[-5:]).decode(errors="replace")
+    raise RunFailed.at(
+        context.stage.name, f"a process ended with code {code} without a word; last lines: {tail}", f"see {log}"
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], interrupts: Interrupts, ranks: Path) -> int:
+    """Wait for the processes; hand the first signal on to each, so that they save and stop."""
+    told = False
+    while True:
+        try:
+            return process.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            if interrupts.received is not None and not told:
+                told = _tell(ranks)
+                if not told:
+                    process.terminate()
+
+
+def _tell(ranks: Path) -> bool:
+    told = False
+    for file in ranks.glob("rank-*.json"):
+        try:
+            os.kill(json.loads(file.read_bytes())["pid"], signal.SIGTERM)
+            told = True
+        except (OSError, ValueError):
+            continue
+    return told
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux: prctl, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+class _Follower:
+    """A thread that hands what other processes append to the run's events to this process's listeners."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        path = run.path / EVENTS
+        self._file = path.open("rb")
+        self._file.seek(0, os.SEEK_END)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="tutelage-follow", daemon=True)
+        self._rest = b""
+
+    def __enter__(self) -> _Follower:
+        self._run.followed = True
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._read()
+        self._file.close()
+        self._run.followed = False
+
+    def _follow(self) -> None:
+        while not self._done.wait(0.1):
+            self._read()
+
+    def _read(self) -> None:
+        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        for line in lines:
+            self._run.tell(json.loads(line))

@@ -1,0 +1,293 @@
+"""The Lightning module that trains: one Lightning batch is one optimizer step, cut into micro-batches here.
+
+Owning the whole step makes three promises simple. The loss is a mean over the learnt tokens of the step, whatever the
+number of micro-batches and devices. A step that runs out of memory is done again in smaller micro-batches, to the same
+result. And a checkpoint always lies between two steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tutelage.data.batches import Batch, Examples, Plan, Step, collate, split_packed, split_padded
+from tutelage.engine.checkpoints import Progress
+from tutelage.engine.heartbeat import Heartbeat
+from tutelage.errors import RunFailed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from tutelage.phase import TrainingPhase
+    from tutelage.recipe import Trainer
+
+
+class OutOfMemory(Exception):
+    """A process of several ran out of memory; the run goes on from its last checkpoint with smaller micro-batches."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"memory does not suffice for micro-batches of {tokens} tokens")
+        self.tokens = tokens
+
+
+class Learner(L.LightningModule):
+    """Trains `model` by a phase's loss. Everything that must survive a kill is in `progress`."""
+
+    def __init__(
+        self,
+        phase: TrainingPhase,
+        model: nn.Module,
+        examples: Examples,
+        plan: Plan,
+        settings: Trainer,
+        progress: Progress,
+        *,
+        learning_rate: float,
+        packed: bool,
+        filler: int,
+        notice: Callable[[str], None],
+        heartbeat: Heartbeat,
+        shard: Callable[[nn.Module, Any], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.phase = phase
+        self.model = model
+        self.examples = examples
+        self.lengths = examples.lengths
+        self.weights = examples.weights
+        self.plan = plan
+        self.settings = settings
+        self.progress = progress
+        self.learning_rate = learning_rate
+        self.packed = packed
+        self.filler = filler
+        self.notice = notice
+        self.heartbeat = heartbeat
+        self.last: dict[str, float] = {}
+        self._shard = shard
+
+    def configure_model(self) -> None:
+        """Shard the model over devices where the strategy does; Lightning calls this more than once."""
+        if self._shard is not None:
+            self._shard(self.model, self.device_mesh)
+            self._shard = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; weight decay for matrices other than embeddings only (Loshchilov & Hutter 2019, Algorithm 2)."""
+        embeddings = {id(module.weight) for module in self.model.modules() if isinstance(module, torch.nn.Embedding)}
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                matrix = parameter.dim() >= 2 and id(parameter) not in embeddings
+                (decayed if matrix else plain).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        fused = all(parameter.is_cuda for parameter in decayed + plain)
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.learning_rate,
+            betas=self.settings.betas,
+            fused=fused or None,
+        )
+
+    def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
+        """Micro-batches move to the device one at a time, when their turn comes."""
+        return batch
+
+    def training_step(self, step: Step, *_: Any) -> None:
+        """One optimizer step."""
+        started = time.perf_counter()
+        weight = int(self.weights[step.examples].sum())
+        optimizer: Any = self.optimizers()
+        loss = self.accumulate(step.examples, weight, step.number)
+        norm = self._clip(step)
+        rate = self.learning_rate * schedule(self.settings, step.number, len(self.plan))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.progress.step = step.number
+        tokens = int(self.lengths[step.examples].sum())
+        seconds = time.perf_counter() - started
+        self.last = {
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "learnt_tokens": weight,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "epoch": step.epoch,
+        }
+
+    def accumulate(self, examples: NDArray[np.int64], weight: int, number: int) -> float:
+        """Add the gradients of a step's mean loss; halve the micro-batches and begin again when memory runs out.
+
+        Returns:
+            the step's loss: over all devices, a mean over its `weight` learnt tokens.
+        Raises:
+            RunFailed: when the loss is not finite, naming the rows.
+            OutOfMemory: when memory runs out and other processes are in the middle of the same step.
+        """
+        while True:
+            batches = self.cut(examples)
+            torch.manual_seed(_step_seed(self.settings.seed, number, self.global_rank))
+            try:
+                return self._sum_over_devices(self._backward(batches, weight, number), weight, number)
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.trainer.world_size > 1:
+                    raise OutOfMemory(self.progress.micro_batch_tokens) from error
+                if len(batches) >= len(examples):
+                    raise RunFailed.at(
+                        f"step {number}",
+                        "memory does not suffice for a single example",
+                        "lower trainer.max_length, or use activation_checkpointing, qlora, or a larger device",
+                    ) from error
+            self.model.zero_grad(set_to_none=True)
+            self.halve(largest=max(int(self.lengths[batch].sum()) for batch in batches))
+
+    def halve(self, largest: int) -> None:
+        """Use micro-batches of half the tokens from now on, and say so."""
+        self.progress.micro_batch_tokens = max(1, min(self.progress.micro_batch_tokens, largest) // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.notice(
+            f"out of memory: micro-batches now have {self.progress.micro_batch_tokens} tokens; the result is the same"
+        )
+
+    def cut(self, examples: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """This device's micro-batches of a step, as indices of examples."""
+        split = split_packed if self.packed else split_padded
+        tokens = self.progress.micro_batch_tokens
+        return split(examples, self.lengths, tokens=tokens, devices=self.trainer.world_size)[self.global_rank]
+
+    def collate(self, examples: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """A micro-batch on this device."""
+        return collate(self.examples, list(examples), packed=self.packed, filler=self.filler).to(self.device)
+
+    def _backward(self, batches: list[NDArray[np.int64]], weight: int, number: int) -> list[Tensor]:
+        losses = []
+        for index, examples in enumerate(batches):
+            self.heartbeat.beat(number, index)
+            with self._synchronised_on_last(index == len(batches) - 1):
+                summed = self.phase.loss(self.model, self.collate(examples))
+                # Strategies average gradients over devices; the step's mean is over tokens, so undo that.
+                self.manual_backward(summed * (self.trainer.world_size / max(1, weight)))
+            losses.append(summed.detach())
+            self._refuse_nan(losses[-1], examples, number)
+        return losses
+
+    def _synchronised_on_last(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel between devices once a step, with its last micro-batch."""
+        model = self.trainer.strategy.model
+        if not last and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            return model.no_sync()
+        return contextlib.nullcontext()
+
+    def _refuse_nan(self, loss: Tensor, examples: NDArray[np.int64], number: int) -> None:
+        if not torch.isfinite(loss):
+            places = [self.examples.place(int(index)) for index in examples]
+            raise RunFailed.at(
+                f"step {number}",
+                f"the loss of these rows is {float(loss)}: {', '.join(places[:20])}",
+                "look at these rows (tutelage data show), lower the learning rate, or use precision: fp32",
+            )
+
+    def _sum_over_devices(self, losses: list[Tensor], weight: int, number: int) -> float:
+        self.heartbeat.beat(number, len(losses))
+        total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
+        if self.trainer.world_size > 1:
+            dist.all_reduce(total)
+        return float(total) / max(1, weight)
+
+    def _clip(self, step: Step) -> float:
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf)
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+        if not torch.isfinite(norm):
+            raise RunFailed.at(
+                f"step {step.number}",
+                f"the gradient's norm is {float(norm)}",
+                "lower the learning rate, raise trainer.warmup, or use precision: fp32",
+            )
+        return float(norm)
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Examples) -> dict[str, float]:
+        """The loss over held-out examples, a mean over their learnt tokens; memory does not grow with their number."""
+        self.model.eval()
+        order = np.arange(len(held_out), dtype=np.int64)
+        split = split_packed if self.packed else split_padded
+        shares = split(
+            order, held_out.lengths, tokens=self.progress.micro_batch_tokens, devices=self.trainer.world_size
+        )
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
+        for index, examples in enumerate(shares[self.global_rank]):
+            self.heartbeat.beat(self.progress.step, -1 - index)
+            batch = collate(held_out, list(examples), packed=self.packed, filler=self.filler).to(self.device)
+            total += self.phase.loss(self.model, batch).double().cpu()
+        if self.trainer.world_size > 1:
+            total = total.to(self.device if self.device.type == "cuda" else "cpu")
+            dist.all_reduce(total)
+        self.model.train()
+        loss = float(total) / max(1, int(held_out.weights.sum()))
+        return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 80.0))}
+
+
+class Steps:
+    """The steps that are still to do, for Lightning's loop."""
+
+    def __init__(self, plan: Plan, after: int) -> None:
+        self.plan = plan
+        self.after = after
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.plan.iterate(self.after)
+
+    def __len__(self) -> int:
+        return len(self.plan) - self.after
+
+
+def schedule(settings: Trainer, step: int, steps: int) -> float:
+    """The share of the peak learning rate at a step (from 1 to `steps`): linear warm-up, then the recipe's schedule.
+
+    Cosine as in Loshchilov & Hutter 2017 (SGDR), equation 5, without restarts.
+    """
+    warmup = math.ceil(settings.warmup * steps) if settings.schedule != "constant" or settings.warmup else 0
+    if step <= warmup:
+        return step / warmup
+    if settings.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup + 1)
+    fall = 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done
+    return settings.final_learning_rate + (1 - settings.final_learning_rate) * fall
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error).lower()
+    return "out of memory" in words or "can't allocate memory" in words or "cannot allocate memory" in words
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout depends on the step, not on what ran before it: a resumed run draws the same numbers."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

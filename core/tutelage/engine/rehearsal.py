@@ -1,0 +1,152 @@
+"""The rehearsal: before the first real step, try what could fail at the end.
+
+Two optimizer steps and an evaluation on the longest rows, a real save read back, and the room on disk. Steps are taken
+with a learning rate of 0, so weights stay as they are with no second copy of them; the optimizer's state is dropped
+afterwards, and every real step seeds its own random numbers. Where this would cost more than 3% of the planned work
+it uses fewer rows and steps, and at last none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from tutelage.engine.checkpoints import learnt_weights
+from tutelage.engine.devices import peak_memory_gib
+from tutelage.errors import RunFailed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tutelage.data.batches import Examples
+    from tutelage.engine.learner import Learner
+
+LARGEST_SHARE = 0.03
+
+
+def rehearse(learner: Learner, held_out: Examples | None, folder: Path, *, keep: int) -> dict[str, Any]:
+    """Try a run's steps, evaluation and save; `folder` is where its checkpoints will lie.
+
+    Returns:
+        what the event `rehearsal` tells.
+    Raises:
+        RunFailed: when something that would fail at the end fails now.
+    """
+    started = time.perf_counter()
+    random_state = torch.get_rng_state()
+    _require_room(learner, folder, keep)
+    steps, tokens = _try_steps(learner)
+    evaluated = 0
+    if held_out is not None and steps:
+        evaluated = _try_evaluation(learner, held_out)
+    _try_save(learner, folder)
+    torch.set_rng_state(random_state)
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "evaluated_tokens": evaluated,
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_memory_gib": round(peak_memory_gib(learner.device.type), 3),
+    }
+
+
+def longest_rows(examples: Examples, tokens: int) -> NDArray[np.int64]:
+    """The longest examples that together have at most `tokens` tokens."""
+    order = np.argsort(-examples.lengths, kind="stable")
+    return order[np.cumsum(examples.lengths[order]) <= tokens]
+
+
+def _try_steps(learner: Learner) -> tuple[int, int]:
+    """Returns the number of steps taken and the tokens computed."""
+    budget = LARGEST_SHARE * learner.plan.tokens
+    world = learner.trainer.world_size
+    for steps in (2, 1):
+        most = min(learner.progress.micro_batch_tokens * world, learner.settings.tokens_per_step)
+        rows = longest_rows(learner.examples, min(int(budget / steps), most))
+        if len(rows):
+            break
+    else:
+        return 0, 0
+    optimizer = learner.trainer.optimizers[0]
+    weight = int(learner.weights[rows].sum())
+    for _ in range(steps):
+        learner.accumulate(rows, weight, 0)
+        groups = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["weight_decay"] = 0.0
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for group, (rate, decay) in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"], group["weight_decay"] = rate, decay
+    optimizer.state.clear()
+    return steps, steps * int(learner.lengths[rows].sum())
+
+
+def _try_evaluation(learner: Learner, held_out: Examples) -> int:
+    budget = min(LARGEST_SHARE * learner.plan.tokens, learner.progress.micro_batch_tokens)
+    rows = longest_rows(held_out, int(budget))
+    if len(rows):
+        learner.evaluate(_Part(held_out, rows))
+    return int(held_out.lengths[rows].sum())
+
+
+class _Part:
+    """Some examples of a store."""
+
+    def __init__(self, store: Examples, indices: NDArray[np.int64]) -> None:
+        self._store = store
+        self._indices = indices
+        self.lengths = store.lengths[indices]
+        self.weights = store.weights[indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._store[int(self._indices[index])]
+
+    def place(self, index: int) -> str:
+        return self._store.place(int(self._indices[index]))
+
+
+def _require_room(learner: Learner, folder: Path, keep: int) -> None:
+    parameters = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
+    learnt = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    needed = learnt * 3 * (keep + 1) + learnt  # weights and two moments a checkpoint, one more while it is written
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RunFailed.at(
+            str(folder),
+            f"the checkpoints and the result need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free",
+            "free some room, lower trainer.keep_checkpoints, or put the run elsewhere with --out",
+        )
+
+
+def _try_save(learner: Learner, folder: Path) -> None:
+    """Write the learnt weights as a checkpoint does, and read them back."""
+    from safetensors.torch import save_file
+
+    weights = learnt_weights(learner.model)
+    if not learner.trainer.is_global_zero:
+        return
+    file = folder / ".rehearsal.safetensors"
+    try:
+        save_file(weights, file)
+        read = load_file(file)
+        differing = [name for name, weight in weights.items() if not torch.equal(weight.cpu(), read[name])]
+    except OSError as error:
+        raise RunFailed.at(
+            str(folder), f"a checkpoint can't be written: {error.strerror}", "is the disk full?"
+        ) from None
+    finally:
+        file.unlink(missing_ok=True)
+    if differing:
+        raise RunFailed.at(
+            str(folder), f"{differing[0]} was read back from disk with other values", "is the disk sound?"
+        )

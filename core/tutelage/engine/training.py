@@ -1,0 +1,362 @@
+"""Trains a stage: model and adapter, plan, Lightning's loop with checkpoints and evaluation, and the saved result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from tutelage.data.batches import Examples, Plan
+from tutelage.engine import checkpoints
+from tutelage.engine.attention import choose_packed_attention
+from tutelage.engine.checkpoints import Progress
+from tutelage.engine.context import StageContext
+from tutelage.engine.devices import micro_batch_tokens, peak_memory_gib
+from tutelage.engine.forward import base_of
+from tutelage.engine.heartbeat import Heartbeat
+from tutelage.engine.interrupts import Interrupts
+from tutelage.engine.keeping import save_and_verify
+from tutelage.engine.learner import Learner, Steps
+from tutelage.engine.rehearsal import rehearse
+from tutelage.engine.sharding import shard
+from tutelage.errors import RunFailed, RunStopped, TutelageError
+from tutelage.models.loading import load_model, resize_for
+from tutelage.phase import Artifact, TrainingPhase
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+def train_stage(phase: TrainingPhase, context: StageContext) -> Artifact:
+    """Train to the end, from the newest checkpoint if there is one, and save and verify what was learnt.
+
+    Raises:
+        RunFailed: when training can't go on.
+        RunStopped: when asked to stop, after saving a checkpoint.
+    """
+    assert context.data is not None
+    settings = context.stage.trainer
+    L.seed_everything(settings.seed, verbose=False)
+    built = build_model(context)
+    folder = context.folder / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    checkpoint = checkpoints.latest(folder)
+    progress = Progress(micro_batch_tokens=micro_batch_tokens(settings, context.devices))
+    if checkpoint is not None:
+        progress = checkpoints.read_progress(checkpoint)
+    if context.micro_batch_limit:
+        progress.micro_batch_tokens = min(progress.micro_batch_tokens, context.micro_batch_limit)
+    plan = plan_of(context)
+    learner = Learner(
+        phase,
+        built.model,
+        context.data.train,
+        plan,
+        settings,
+        progress,
+        learning_rate=settings.learning_rate or context.adapter.default_learning_rate,
+        packed=built.packed,
+        filler=_filler(context),
+        notice=lambda text: context.emit("notice", text=text),
+        heartbeat=Heartbeat(context.folder / "ranks", _rank()),
+        shard=shard if context.devices.strategy == "fsdp" else None,
+    )
+    loop = TrainingLoop(context, learner, checkpoint, folder)
+    trainer = L.Trainer(
+        accelerator="gpu" if context.devices.accelerator == "cuda" else context.devices.accelerator,
+        devices=context.devices.count,
+        strategy=_strategy(context),
+        precision=context.devices.lightning_precision,
+        max_epochs=1,
+        callbacks=[loop],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=context.folder,
+    )
+    trainer.fit(learner, Steps(plan, progress.step))
+    if loop.interrupts.received is not None:
+        raise _stopped(loop.interrupts.received, context)
+    if not progress.finished:
+        raise RunFailed.at(context.stage.name, f"training ended at step {progress.step} of {len(plan)}")
+    return _keep(context, learner, loop, built.attention)
+
+
+def plan_of(context: StageContext) -> Plan:
+    """The optimizer steps of a stage."""
+    assert context.data is not None
+    settings = context.stage.trainer
+    epochs = settings.epochs if settings.epochs is not None or settings.max_steps is not None else 3.0
+    return Plan(
+        context.data.train.lengths,
+        tokens_per_step=settings.tokens_per_step,
+        epochs=epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+    )
+
+
+@dataclass
+class BuiltModel:
+    """A model with its adapter attached, whether examples are packed for it, and the attention that it came with."""
+
+    model: nn.Module
+    packed: bool
+    attention: str
+
+
+def build_model(context: StageContext) -> BuiltModel:
+    """Load a stage's model, choose how examples are laid out for it, and attach the adapter.
+
+    Raises:
+        TutelageError: when packing is demanded and would leak.
+    """
+    settings = context.stage.trainer
+    devices = context.devices
+    base = load_model(context.model, dtype=devices.frozen_dtype, **context.adapter.loading(devices.frozen_dtype))
+    resize_for(base, context.tokenizer)
+    _no_dropout(base)
+    attention = base.config._attn_implementation
+    packed = False
+    if settings.packing is not False and context.adapter.packs:
+        packed = choose_packed_attention(base, len(context.tokenizer)) is not None
+    if settings.packing is True and not packed:
+        place = f"stages.{context.stage.name}.trainer.packing"
+        why = f"examples packed in one row of {type(base).__name__} would see each other"
+        if not context.adapter.packs:
+            why = f"the adapter {context.adapter.name} puts its own tokens before every example"
+        raise TutelageError.at(place, why, "use packing: auto, which falls back to one example a row")
+    if settings.activation_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = context.adapter.attach(base, context.tokenizer, context.new_tokens)
+    if settings.activation_checkpointing and hasattr(base, "enable_input_require_grads"):
+        base.enable_input_require_grads()
+    model.train()
+    if settings.compile:
+        model.compile(dynamic=True)
+    return BuiltModel(model, packed, attention)
+
+
+class TrainingLoop(L.Callback):
+    """What happens around the steps: rehearsal, checkpoints, evaluation, events, trackers, and stopping when asked."""
+
+    def __init__(self, context: StageContext, learner: Learner, checkpoint: Path | None, folder: Path) -> None:
+        self.context = context
+        self.learner = learner
+        self.checkpoint = checkpoint
+        self.folder = folder
+        self.interrupts = Interrupts()
+        assert context.data is not None
+        self.held_out: Examples | None = context.data.eval
+        self.evaluations = _evaluation_steps(learner, context)
+        self.metrics: dict[str, float] = {}
+        self._writes = False
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Restore or rehearse, and announce."""
+        self._writes = trainer.is_global_zero
+        progress = self.learner.progress
+        self.interrupts.install()
+        if self.checkpoint is not None:
+            checkpoints.restore(self.checkpoint, self.learner.model, trainer.optimizers[0])
+        self._announce()
+        if self.checkpoint is None and self.context.stage.trainer.rehearsal:
+            keep = self.context.stage.trainer.keep_checkpoints
+            told = rehearse(self.learner, self.held_out, self.folder, keep=keep)
+            self._emit("rehearsal", **told)
+        if progress.finished or progress.step >= len(self.learner.plan):
+            progress.finished = True
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """After a step: tell, evaluate, save, and see whether to stop."""
+        progress, settings = self.learner.progress, self.context.stage.trainer
+        last = progress.step == len(self.learner.plan)
+        self._tell_step()
+        improved = False
+        if progress.step in self.evaluations and self.held_out is not None:
+            improved = self._evaluate()
+            out_of_patience = settings.patience and progress.evaluations_without_gain >= settings.patience
+            if out_of_patience and not last:
+                self._emit("notice", text=f"no better eval_loss in {settings.patience} evaluations: stopped early")
+                last = True
+        progress.finished = last
+        stopping = self._agreed_to_stop(trainer)
+        if improved and settings.patience:
+            self._save("best")
+        if last or stopping or progress.step % settings.checkpoint_every == 0:
+            self._save(f"step-{progress.step:08d}")
+        if last or stopping:
+            trainer.should_stop = True
+
+    def on_train_end(self, *_: Any) -> None:
+        """Signals belong to the caller again."""
+        self._release()
+
+    def on_exception(self, *_: Any) -> None:
+        """The same, when training failed."""
+        self._release()
+
+    def _release(self) -> None:
+        self.interrupts.remove()
+        self.learner.heartbeat.stop()
+
+    def _announce(self) -> None:
+        if not self._writes:
+            return
+        context, plan = self.context, self.learner.plan
+        parameters = list(self.learner.model.parameters())
+        self._emit(
+            "stage_started",
+            phase=context.phase.name,
+            adapter=context.adapter.name,
+            steps=len(plan),
+            epochs=round(plan.epochs, 3),
+            examples=len(self.learner.examples),
+            tokens=plan.tokens,
+            trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            parameters=int(base_of(self.learner.model).num_parameters()),
+            resumed_from=self.learner.progress.step,
+            device=context.devices.accelerator,
+            devices=context.devices.count,
+            strategy=context.devices.strategy,
+            precision=context.devices.precision,
+            packed=self.learner.packed,
+            micro_batch_tokens=self.learner.progress.micro_batch_tokens,
+        )
+        for tracker in context.trackers:
+            tracker.start(
+                context.folder,
+                f"{context.run.path.name}/{context.stage.name}",
+                context.run.recipe,
+                self.learner.progress.step,
+            )
+
+    def _tell_step(self) -> None:
+        if not self._writes:
+            return
+        told = dict(self.learner.last)
+        told["memory_gib"] = peak_memory_gib(self.learner.device.type)
+        step = self.learner.progress.step
+        self._emit("step", step=step, steps=len(self.learner.plan), **told)
+        for tracker in self.context.trackers:
+            tracker.log(step, told)
+
+    def _evaluate(self) -> bool:
+        """Returns whether this is the best evaluation so far."""
+        assert self.held_out is not None
+        progress = self.learner.progress
+        self.metrics = self.learner.evaluate(self.held_out)
+        loss = self.metrics["eval_loss"]
+        improved = progress.best_eval_loss is None or loss < progress.best_eval_loss
+        progress.best_eval_loss = loss if improved else progress.best_eval_loss
+        progress.evaluations_without_gain = 0 if improved else progress.evaluations_without_gain + 1
+        if self._writes:
+            self._emit("eval", step=progress.step, **self.metrics)
+            for tracker in self.context.trackers:
+                tracker.log(progress.step, self.metrics)
+        return improved
+
+    def _save(self, name: str) -> None:
+        started = time.perf_counter()
+        path = checkpoints.save(
+            self.folder,
+            name,
+            self.learner.model,
+            self.learner.trainer.optimizers[0],
+            self.learner.progress,
+            keep=self.context.stage.trainer.keep_checkpoints,
+            is_writer=self._writes,
+        )
+        if self._writes:
+            self._emit(
+                "checkpoint", step=self.learner.progress.step, path=str(path), seconds=time.perf_counter() - started
+            )
+
+    def _agreed_to_stop(self, trainer: L.Trainer) -> bool:
+        received = self.interrupts.received or 0
+        if trainer.world_size > 1:
+            agreed = torch.tensor(received, device=self.learner.device)
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+            received = int(agreed)
+            self.interrupts.received = received or None
+        return bool(received)
+
+    def _emit(self, event: str, **fields: Any) -> None:
+        if self._writes:
+            self.context.emit(event, **fields)
+
+
+def _evaluation_steps(learner: Learner, context: StageContext) -> set[int]:
+    settings = context.stage.trainer
+    if settings.eval_every is None:
+        return learner.plan.epoch_ends()
+    return {*range(settings.eval_every, len(learner.plan) + 1, settings.eval_every), len(learner.plan)}
+
+
+def _keep(context: StageContext, learner: Learner, loop: TrainingLoop, attention: str) -> Artifact:
+    """Save what was learnt (of the best evaluation, where patience was asked for), and prove it by reading it back."""
+    best = loop.folder / "best"
+    if context.stage.trainer.patience and best.is_dir():
+        checkpoints.restore(best, learner.model, None)
+        loop.metrics = {**loop.metrics, "eval_loss": checkpoints.read_progress(best).best_eval_loss or 0.0}
+    metrics = {**({"loss": learner.last["loss"]} if learner.last else {}), **loop.metrics}
+    base_of(learner.model).set_attn_implementation(attention)
+    target = save_and_verify(context, learner.model, metrics)
+    if _rank() == 0:
+        for tracker in context.trackers:
+            tracker.finish("succeeded")
+    return Artifact(context.adapter.artifact, target, metrics)
+
+
+def _strategy(context: StageContext) -> Strategy | str:
+    devices = context.devices
+    backend = "nccl" if devices.accelerator == "cuda" else "gloo"
+    if devices.strategy == "ddp":
+        return DDPStrategy(process_group_backend=backend)
+    if devices.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=devices.count, tensor_parallel_size=1, process_group_backend=backend
+        )
+    return "auto"
+
+
+def _stopped(number: int, context: StageContext) -> RunStopped:
+    name = signal.Signals(number).name
+    error = RunStopped.at(
+        str(context.run.path),
+        f"stopped by {name}, after saving a checkpoint",
+        f"go on with: tutelage resume {context.run.path}",
+    )
+    error.exit_code = 128 + number
+    return error
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _filler(context: StageContext) -> int:
+    pad = context.tokenizer.pad_token_id
+    return int(pad if pad is not None else context.tokenizer.eos_token_id or 0)
+
+
+def _no_dropout(model: PreTrainedModel) -> None:
+    """The base model's own dropout, meant for pretraining, is off: losses are exact and repeatable."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
