@@ -1,0 +1,53 @@
+"""The advisor: whether a model should be tuned at all, how, on what data, and what it will cost.
+
+`advise(situation)` answers with an `Advice`; `costs.compare` does the money, `estimates.estimate` memory and time,
+`audit.readiness` the data. Nothing here imports torch, and nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tutelage.plugins import Command, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tutelage_advisor.advice import Advice
+    from tutelage_advisor.advising import advise
+    from tutelage_advisor.situation import Hardware, Prices, Situation, Traffic
+
+__all__ = ["Advice", "Hardware", "Prices", "Situation", "Traffic", "advise", "register_commands"]
+
+_HOMES = {
+    "Advice": "advice",
+    "Hardware": "situation",
+    "Prices": "situation",
+    "Situation": "situation",
+    "Traffic": "situation",
+    "advise": "advising",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"tutelage_advisor.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'tutelage_advisor' has no attribute {name!r}")
+
+
+@hookimpl
+def register_commands(register: Callable[[Command], None]) -> None:
+    """Bring the advisor's commands to `tutelage`."""
+    for name, target, text in (
+        (
+            "advise",
+            "advise:advise",
+            "Say whether to prompt, retrieve, collect data or fine-tune; how, and at what cost.",
+        ),
+        ("estimate", "estimate:estimate", "Predict memory, time and money of a recipe or a model on given hardware."),
+        ("catalog", "estimate:catalog", "Show the GPUs, models and prices that estimates rest on."),
+        ("audit", "audit:audit", "Find what is wrong with a dataset, row by row."),
+        ("review", "review:review", "Let people sign that data is accurate, unbiased and appropriate."),
+    ):
+        register(Command(name, f"tutelage_advisor.cli.{target}", text))

@@ -1,0 +1,62 @@
+"""The rules that advice rests on: data with names, sources and weights, in the TOML files beside this module.
+
+A rule looks at facts (fields of the situation, and what `tutelage_advisor.facts` derives from them) and argues for or
+against an option. `blocks = true` rules the option out. Weights are points; their scale is explained in docs/advice.md.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from tutelage.config import did_you_mean
+from tutelage.errors import TutelageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Option = Literal["prompt", "retrieve", "fine-tune", "full", "lora", "qlora", "prompt-tuning"]
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One argument: when it holds, what it speaks for (weight over 0) or against (below 0), and why."""
+
+    name: str
+    option: Option
+    weight: float
+    when: dict[str, Any]
+    fields: list[str]
+    says: str
+    why: str
+    source: str
+    blocks: bool = False
+
+    def holds(self, facts: Mapping[str, Any]) -> bool:
+        """Whether every fact named in `when` has the value given there, or one of those in a list."""
+        for name, wanted in self.when.items():
+            if not (facts[name] in wanted if isinstance(wanted, list) else facts[name] == wanted):
+                return False
+        return True
+
+
+@cache
+def load(name: Literal["approach", "method"]) -> tuple[Rule, ...]:
+    """The rules of one file, in its order."""
+    text = Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8")
+    return msgspec.convert(tomllib.loads(text)["rule"], tuple[Rule, ...])
+
+
+def find(name: str) -> Rule:
+    """A rule by its name.
+
+    Raises:
+        TutelageError: when there is none, with the nearest.
+    """
+    rules = {rule.name: rule for rule in (*load("approach"), *load("method"))}
+    if name not in rules:
+        raise TutelageError.at(f"--why {name}", "no rule is called so", did_you_mean(name, list(rules)))
+    return rules[name]

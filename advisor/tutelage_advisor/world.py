@@ -1,0 +1,250 @@
+"""What the advisor knows beside the situation: the catalog, the day, estimates; looked up once for every question."""
+
+from __future__ import annotations
+
+import datetime
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from tutelage.errors import TutelageError
+from tutelage_advisor import costing, fitting
+from tutelage_advisor.assumed import DEFAULT_MODEL
+from tutelage_advisor.catalog import load
+from tutelage_advisor.costs import compare
+from tutelage_advisor.costs.uncertain import Closed
+from tutelage_advisor.costs.upfront import TRIES
+from tutelage_advisor.decide import METHODS
+from tutelage_advisor.estimates import Architecture, architecture_of
+from tutelage_advisor.estimates.models import from_config
+from tutelage_advisor.facts import MINIMUM, NOISY_YIELD, ROBUST, max_length
+
+if TYPE_CHECKING:
+    from tutelage_advisor.advice import Method
+    from tutelage_advisor.catalog import ApiPrice, Catalog, Gpu, ModelEntry
+    from tutelage_advisor.costs import Costs
+    from tutelage_advisor.fitting import Tuning
+    from tutelage_advisor.situation import Situation
+
+Route = Literal["open", "vendor", "vendor-closed", "api-only", "data-stays"]
+
+SMALL, LARGE = 1_500_000_000, 10_000_000_000
+"Parameters below which a model is small, and from which it is large."
+
+
+class World:
+    """The catalog on one day. Everything that it answers depends on its arguments alone."""
+
+    def __init__(self, catalog: Catalog | None = None, today: datetime.date | None = None) -> None:
+        self.catalog = catalog or load()
+        self.today = today or datetime.date.today()
+        self._known: dict[Any, Any] = {}
+
+    def check(self, case: Situation) -> None:
+        """Raise TutelageError where the situation names a GPU or an open model that is not known."""
+        if case.hardware is not None:
+            self.catalog.gpu(case.hardware.gpu, "hardware.gpu")
+        if case.model is not None and case.weights_access in (None, "open") and self.hosted(case.model) is None:
+            self.parameters(case.model)
+
+    def access(self, model: str | None) -> Literal["open", "api-only", "api-tunable"] | None:
+        """How a model's weights can be reached, where the catalog knows the model."""
+        if model is None:
+            return None
+        if self.entry(model) is not None:
+            return "open"
+        price = self.hosted(model)
+        if price is None:
+            return None
+        return "api-tunable" if price.tunable(self.today.isoformat()) else "api-only"
+
+    def hosted(self, model: str | None) -> ApiPrice | None:
+        """The prices of a model that vendors host, if it is known as one."""
+        found: ApiPrice | None = self._find("api_price", model)
+        return found
+
+    def entry(self, model: str | None) -> ModelEntry | None:
+        """An open model of the catalog, if it is one."""
+        found: ModelEntry | None = self._find("model", model)
+        return found
+
+    def _find(self, kind: str, name: str | None) -> Any:
+        key = (kind, name)
+        if key not in self._known:
+            try:
+                self._known[key] = getattr(self.catalog, kind)(name) if name else None
+            except TutelageError:
+                self._known[key] = None
+        return self._known[key]
+
+    def route(self, case: Situation) -> Route:
+        """Whether the model can be tuned, and where."""
+        if case.weights_access != "api-tunable":
+            return "open" if case.weights_access == "open" else "api-only"
+        if case.data_may_leave is False:
+            return "data-stays"
+        day = self.today.isoformat()
+        if case.model is None:
+            return "vendor" if any(price.tunable(day) for price in self.catalog.api_prices) else "vendor-closed"
+        price = self.hosted(case.model)
+        return "vendor" if price is None or price.tunable(day) else "vendor-closed"
+
+    def trainable(self, case: Situation) -> str:
+        """The open model that estimates are made for: the situation's, else one of a common size."""
+        model = case.model
+        if model is None or (self.entry(model) is None and (case.weights_access != "open" or self.hosted(model))):
+            return DEFAULT_MODEL
+        return model
+
+    def hub_name(self, model: str) -> str:
+        """What a recipe calls an open model.
+
+        Of a catalog model's names on the hub, one that was taught to converse (and has a chat template) is preferred.
+        """
+        entry = self.entry(model)
+        if entry is None or "/" in model or ":" in model:
+            return model
+        names = [name for name in (entry.hub, *entry.aliases) if "/" in name]
+        taught = [name for name in names if name.lower().endswith(("instruct", "chat", "-it", "chat-hf", "chat-v1.0"))]
+        return next(iter(get_close_matches(model, taught or names, n=1, cutoff=0)), model)
+
+    def parameters(self, model: str) -> int:
+        """How many parameters an open model has.
+
+        Raises:
+            TutelageError: when it is neither in the catalog nor a folder or config.json.
+        """
+        entry = self.entry(model)
+        return entry.published_parameters if entry and entry.published_parameters else self.shape(model).parameters
+
+    def shape(self, model: str) -> Architecture:
+        """What an open model is made of; read or built once.
+
+        Raises:
+            TutelageError: when it is neither in the catalog nor a folder or config.json.
+        """
+        key = ("shape", model)
+        if key not in self._known:
+            entry = self.entry(model)
+            self._known[key] = from_config(entry.config) if entry else architecture_of(model, self.catalog)
+        made: Architecture = self._known[key]
+        return made
+
+    def model_size(self, case: Situation) -> Literal["small", "medium", "large"]:
+        """The size class of the model to be tuned."""
+        count = self.parameters(self.trainable(case))
+        return "small" if count < SMALL else "large" if count >= LARGE else "medium"
+
+    def job(self, case: Situation) -> fitting.Job:
+        """What would be trained: the usable examples, or the fewest that would do, with room for a long tuned call."""
+        model, traffic, prices = self.trainable(case), case.traffic, case.prices
+        tokens = max(8, (traffic.tuned_prompt_tokens or 0) + (traffic.output_tokens or 0)) if traffic else 8
+        return fitting.Job(
+            model=model,
+            shape=self.shape(model),
+            examples=train_on(case),
+            tokens_per_example=float(tokens),
+            seq_len=max_length(case),
+            usd_per_gpu_hour=prices.gpu_per_hour if prices else None,
+        )
+
+    def tunings(self, case: Situation) -> dict[Method, Tuning]:
+        """Whether each method fits the situation's hardware, or which rented hardware it takes."""
+        job = self.job(case)
+        return {method: self._fit(job, method, case) for method in METHODS}
+
+    def _fit(self, job: fitting.Job, method: Method, case: Situation) -> Tuning:
+        key = ("fit", job.model, job.seq_len, method, _hardware(case))
+        if key not in self._known:
+            self._known[key] = fitting.fit(job, method, self.gpus(case), case.hardware)
+        found: Tuning = self._known[key]
+        return found
+
+    def timed(self, case: Situation, method: Method) -> Tuning:
+        """One method with hours and dollars of a training."""
+        job = self.job(case)
+        key = ("timed", method, *job.key, _hardware(case))
+        if key not in self._known:
+            tuning = self._fit(job, method, case)
+            self._known[key] = fitting.timed(job, tuning, self.gpus(case), case.hardware)
+        found: Tuning = self._known[key]
+        return found
+
+    def gpus(self, case: Situation) -> list[Gpu]:
+        """The situation's GPU, or those that are worth renting."""
+        name = case.hardware.gpu if case.hardware else None
+        if ("gpus", name) not in self._known:
+            found = fitting.rentable(self.catalog) if name is None else [self.catalog.gpu(name, "hardware.gpu")]
+            self._known["gpus", name] = found
+        gpus: list[Gpu] = self._known["gpus", name]
+        return gpus
+
+    def training_usd(self, case: Situation, method: Method) -> float:
+        """Dollars of one training by a method; a vendor's price where it tunes, rented hardware where nothing fits."""
+        if self.route(case) == "vendor":
+            return costing.vendor_training_usd(case, self)
+        tuning = self.timed(case, method)
+        if not tuning.fits:
+            rented = self.cheapest_that_fits(case)
+            return (rented.usd or 0.0) if rented else 0.0
+        return tuning.usd or 0.0
+
+    def affordable(self, case: Situation, method: Method) -> bool:
+        """Whether the training, with the failed tries that are usual, is within the budget."""
+        return case.budget_usd is None or self.training_usd(case, method) * TRIES <= case.budget_usd
+
+    def cheapest_that_fits(self, case: Situation) -> Tuning | None:
+        """The rented hardware with the lowest price an hour on which QLoRA, which needs least, tunes the model."""
+        rented = msgspec.structs.replace(case, hardware=None)
+        job, tuning = self.job(rented), self._fit(self.job(rented), "qlora", rented)
+        return fitting.least(job, tuning, self.gpus(rented)) if tuning.fits else None
+
+    def largest_that_fits(self, case: Situation) -> Tuning | None:
+        """The largest model of the catalog, below the wanted one, that QLoRA tunes on the hardware at hand."""
+        wanted = self.parameters(self.trainable(case))
+        smaller = [entry for entry in self.catalog.models if 0 < entry.published_parameters < wanted]
+        for entry in sorted(smaller, key=lambda entry: -entry.published_parameters):
+            other = msgspec.structs.replace(case, model=entry.name)
+            found = self._fit(self.job(other), "qlora", other)
+            if found.fits:
+                return found
+        return None
+
+    def tuned_to_prompt(self, case: Situation, method: Method) -> float:
+        """Present cost of tuning over the horizon as a share of that of prompting."""
+        key = ("share", method, *costing.key(case))
+        if key not in self._known:
+            prompt, tuned = Closed(costing.inputs(case, self, method, retrieval=False)).given()
+            self._known[key] = tuned / prompt if prompt else float("inf")
+        share: float = self._known[key]
+        return share
+
+    def costs(self, case: Situation, method: Method, retrieval: bool, draws: int, seed: int) -> Costs:
+        """The whole of the costs, with what they assume."""
+        made = compare(costing.inputs(case, self, method, retrieval), draws, seed)
+        return msgspec.structs.replace(made, assumptions=costing.notes(case, self))
+
+    def warnings(self, case: Situation) -> list[str]:
+        """Prices that were read long ago, among those that the advice uses, and vendors' closing dates."""
+        used = costing.price_names(case, self)
+        found = [f"{stale}; check it" for stale in self.catalog.stale(self.today) if stale.name in used]
+        price = self.hosted(case.model)
+        if self.route(case) == "vendor" and price is not None and price.tuning_until:
+            found.append(f"{price.vendor} takes no new tuning jobs for {price.model} from {price.tuning_until} on")
+        return found
+
+
+def train_on(case: Situation) -> int:
+    """Examples that would be trained on: the good ones in hand, or the fewest that would do where there are too few.
+
+    Of noisy ones, those that are worth keeping, up to what robust results take.
+    """
+    examples, breadth = case.examples or 0, case.task_breadth or "medium"
+    if case.example_quality == "noisy":
+        examples = min(int(examples * NOISY_YIELD), ROBUST[breadth])
+    return max(examples, MINIMUM[breadth])
+
+
+def _hardware(case: Situation) -> tuple[str, int, int] | None:
+    return (case.hardware.gpu, case.hardware.count, case.hardware.nodes) if case.hardware else None

@@ -1,0 +1,131 @@
+"""The catalog: complete, sourced, mergeable."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tutelage.errors import TutelageError
+from tutelage_advisor.catalog import Catalog, load
+
+CATALOG = load()
+
+
+def test_it_is_as_large_as_promised():
+    assert len(CATALOG.gpus) >= 25
+    assert len(CATALOG.models) >= 30
+    assert len(CATALOG.api_prices) >= 15
+
+
+def test_every_figure_has_a_source_and_a_day():
+    for gpu in CATALOG.gpus:
+        figures = [gpu.memory_gib, gpu.bandwidth_gb_s, gpu.link.gb_s, *gpu.tflops.values()]
+        figures += [figure for figure in (gpu.watts, gpu.usable_gib, gpu.achievable) if figure]
+        for figure in figures:
+            assert figure.source in CATALOG.sources
+            assert date.fromisoformat(figure.read)
+        for price in gpu.prices:
+            assert price.source in CATALOG.sources
+            assert date.fromisoformat(price.read)
+    for entry in [*CATALOG.models, *CATALOG.api_prices]:
+        assert entry.source in CATALOG.sources
+        assert date.fromisoformat(entry.read)
+
+
+def test_names_and_aliases_mean_one_thing():
+    for entries in (CATALOG.gpus, CATALOG.models):
+        seen: dict[str, str] = {}
+        for entry in entries:
+            for name in {entry.name.lower(), *(alias.lower() for alias in entry.aliases)}:
+                assert seen.setdefault(name, entry.name) == entry.name
+
+
+def test_names_are_found_in_any_spelling():
+    assert CATALOG.gpu("rtx4090").name == "RTX 4090"
+    assert CATALOG.gpu("h100").name == "H100-SXM"
+    assert CATALOG.model("meta-llama/llama-3.3-70b-instruct").name == "Llama-3.1-70B"
+    assert CATALOG.api_price("GPT-4.1-mini").training == 5
+    with pytest.raises(TutelageError, match="did you mean RTX 4090"):
+        CATALOG.gpu("RTX 4091")
+    with pytest.raises(TutelageError, match="no hosted model"):
+        CATALOG.api_price("gpt-nothing")
+
+
+def test_figures_are_dense_and_plausible():
+    for gpu in CATALOG.gpus:
+        assert gpu.usable <= gpu.memory_gib.value
+        if "fp8" in gpu.tflops:
+            assert gpu.tflops["fp8"].value >= 1.9 * gpu.tflops["fp16"].value
+        if gpu.has_bf16:
+            assert gpu.tflops["bf16"].value == gpu.tflops["fp16"].value
+    assert not CATALOG.gpu("T4").has_bf16
+    assert CATALOG.gpu("T4").peak_tflops("bf16") == CATALOG.gpu("T4").peak_tflops("fp32") == 8.1
+
+
+def test_tuning_that_ends_is_gated():
+    price = CATALOG.api_price("gpt-4.1")
+    assert price.tunable("2027-01-05")
+    assert not price.tunable("2027-01-06")
+    assert not CATALOG.api_price("claude-opus-5").tunable("2026-01-01")
+
+
+def test_stale_prices_are_said():
+    names = {stale.name for stale in CATALOG.stale(date(2026, 11, 24))}
+    assert "gpt-4.1-mini" in names  # read 2025-07-04
+    assert "claude-opus-5" not in names
+    assert not CATALOG.stale(date(2025, 7, 5))
+    everything = CATALOG.stale(date(2030, 1, 1))
+    assert len(everything) == len(CATALOG.api_prices) + sum(len(gpu.prices) for gpu in CATALOG.gpus)
+
+
+OWN = """
+sources: {mine: our invoice}
+gpus:
+  - name: RTX 4090
+    memory_gib: [48, mine, 2026-11-01]
+    bandwidth_gb_s: [1008, mine, 2026-11-01]
+    tflops: {bf16: [165, mine, 2026-11-01]}
+    link: {kind: PCIe 4 x16, gb_s: [64, mine, 2026-11-01]}
+    prices: [{provider: us, usd_per_hour: 0.1, source: mine, read: 2026-11-01}]
+models:
+  - {name: ours, config: {model_type: gpt2, n_embd: 64, n_layer: 2, n_head: 2, n_positions: 64, vocab_size: 100}, source: mine, read: 2026-11-01}
+"""
+
+
+def test_a_file_of_ones_own_adds_and_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN.replace("2026-11-01", '"2026-11-01"'))
+    merged = load(path)
+    assert merged.gpu("rtx 4090").memory_gib.value == 48
+    assert merged.model("ours").config["n_embd"] == 64
+    assert len(merged.gpus) == len(CATALOG.gpus)
+    assert merged.source("mine") == "our invoice"
+    assert merged.source("said by a friend") == "said by a friend"
+    monkeypatch.setenv("TUTELAGE_CATALOG", str(path))
+    assert load().gpu("rtx 4090").typical_price == 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("[48,", "[-48,"), "memory_gib"),
+        (("[48,", "[.nan,"), "memory_gib"),
+        (("usd_per_hour: 0.1", "usd_per_hour: -1"), "usd_per_hour"),
+        (("usd_per_hour: 0.1", "usd_per_hour: .nan"), "usd_per_hour"),
+        (('read: "2026-11-01"', 'read: "2026-13-45"'), "is not a day"),
+        (("provider: us", "provder: us"), "provder"),
+        (("models:", "model:"), "model"),
+    ],
+)
+def test_a_wrong_file_is_told_in_a_sentence(tmp_path: Path, change: tuple[str, str], said: str):
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN.replace("2026-11-01", '"2026-11-01"').replace(*change))
+    with pytest.raises(TutelageError, match=said):
+        load(path)
+
+
+def test_catalogs_survive_json():
+    assert msgspec.json.decode(msgspec.json.encode(CATALOG), type=Catalog) == CATALOG
