@@ -1,0 +1,33 @@
+"""The demo, whole: what a new user is promised."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo" / "demo.py"
+
+
+@pytest.mark.slow
+def test_demo_keeps_its_promises(tmp_path):
+    command = [sys.executable, DEMO, "--seed", "1", "--out", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    before, after = (exact_share(done.stdout, word) for word in ("before", "after"))
+    assert before < 0.3
+    assert after > 0.8
+    assert "\x1b" not in done.stdout + done.stderr, "colours or cursor movements, with no terminal there"
+    commands = re.findall(r"^  tutelage (\w+)", done.stdout, flags=re.MULTILINE)
+    assert len(commands) == 3
+    assert (tmp_path / "run" / "report.md").is_file()
+
+
+def exact_share(told: str, word: str) -> float:
+    match = re.search(rf"^{word} .*?of (\d+) answers are JSON; (\d+) match exactly", told, flags=re.MULTILINE)
+    assert match, told
+    return int(match[2]) / int(match[1])

@@ -1,0 +1,79 @@
+"""Every recipe that the project shows: valid always; in the journeys trained, and used with the plain libraries."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tutelage.config import parse_yaml
+from tutelage.plugins import host
+from tutelage.recipe import load, resolve
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+RECIPES = [*EXAMPLES, ROOT / "examples" / "demo" / "recipe.yaml"]
+TUTELAGE = Path(sys.executable).with_name("tutelage")
+PROMPT = "Paid Jackson Taxi $12.50 for a ride to the airport on 3 May 2024."
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_recipe_is_valid_and_its_data_is_there(path):
+    data, base = load(path)
+    resolved = resolve(data, base, host())
+    for stage in resolved.recipe.stages:
+        assert (base / stage.data.train).is_file()
+        assert not stage.data.eval or (base / stage.data.eval).is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_recipes_in_the_documentation_are_valid(page):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        resolve(parse_yaml(block), ROOT, host())
+
+
+def test_each_adapter_has_an_example():
+    shown = {resolve(*load(path), host()).adapters["tune"].name for path in EXAMPLES}
+    assert shown == {"full", "lora", "qlora", "prompt"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_trains_and_plain_libraries_answer_alike(path, tmp_path):
+    run = tmp_path / "run"
+    command = [TUTELAGE, "train", path, "--out", run, "--json"]
+    trained = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert trained.returncode == 0, trained.stderr
+    outcome = json.loads(trained.stdout.splitlines()[-1])
+    assert outcome["state"] == "succeeded"
+    stage = outcome["stages"][0]
+    losses = [
+        event["loss"] for line in trained.stdout.splitlines() if (event := json.loads(line)).get("event") == "step"
+    ]
+    assert losses[-1] < losses[0]
+
+    command = [TUTELAGE, "generate", run, "--prompt", PROMPT, "--max-new-tokens", "24", "--json"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout)["answer"] == plain_answer(stage["artifact"], stage["kind"])
+
+
+def plain_answer(folder: str, kind: str) -> str:
+    """The greedy answer to PROMPT by transformers and peft alone."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loader = AutoPeftModelForCausalLM if kind == "adapter" else AutoModelForCausalLM
+    model = loader.from_pretrained(folder, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": PROMPT}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        written = model.generate(**ids, max_new_tokens=24, do_sample=False)
+    return tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
