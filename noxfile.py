@@ -43,8 +43,7 @@ def install(session: nox.Session, requirements: list[str]) -> None:
 
 def python(session: nox.Session, *arguments: str, **variables: str) -> None:
     """Run the shared environment's Python."""
-    path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
-    session.run(str(BIN / "python"), *arguments, env={"PATH": path, **variables}, external=True)
+    session.run(str(BIN / "python"), *arguments, env=variables, external=True)
 
 
 @nox.session(venv_backend="none")

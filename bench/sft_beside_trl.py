@@ -155,6 +155,7 @@ def train_with_trl(work: str, model: str, data: str, adapter: str) -> None:
         max_length=LENGTH,
         packing=True,
         bf16=True,
+        use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         lr_scheduler_type="cosine",
         warmup_steps=1,
@@ -220,7 +221,9 @@ def eval_loss(artifact: str, base: str, rows: Rows) -> float:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     is_adapter = (Path(artifact) / "adapter_config.json").is_file()
     model = AutoModelForCausalLM.from_pretrained(base if is_adapter else artifact, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, artifact).eval() if is_adapter else model.eval()

@@ -14,11 +14,12 @@ from tutelage.plugins import Command, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tutelage.datacheck import DataCheck
     from tutelage_advisor.advice import Advice
     from tutelage_advisor.advising import advise
     from tutelage_advisor.situation import Hardware, Prices, Situation, Traffic
 
-__all__ = ["Advice", "Hardware", "Prices", "Situation", "Traffic", "advise", "register_commands"]
+__all__ = ["Advice", "Hardware", "Prices", "Situation", "Traffic", "advise", "register_checks", "register_commands"]
 
 _HOMES = {
     "Advice": "advice",
@@ -51,3 +52,12 @@ def register_commands(register: Callable[[Command], None]) -> None:
         ("review", "review:review", "Let people sign that data is accurate, unbiased and appropriate."),
     ):
         register(Command(name, f"tutelage_advisor.cli.{target}", text))
+
+
+@hookimpl
+def register_checks(register: Callable[[type[DataCheck]], None]) -> None:
+    """Bring the built-in data checks."""
+    from tutelage_advisor.audit.checks import CHECKS
+
+    for check in CHECKS:
+        register(check)

@@ -28,6 +28,11 @@ class Adapter(Plugin):
     default_learning_rate: ClassVar[float] = 2e-4
     "Used where the recipe names none."
 
+    @property
+    def tokens_added(self) -> int:
+        """How many positions of the model's context it takes from every example."""
+        return 0
+
     def check(self, model: nn.Module, place: str) -> list[Problem]:
         """What of the config does not fit this model (built on the meta device, without weights)."""
         return []

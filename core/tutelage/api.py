@@ -47,11 +47,9 @@ def check(recipe: RecipeLike, overrides: list[str] | None = None, out: Path | No
         out: the run folder that `train` will be given, if any.
     """
     try:
-        data, base = load(recipe, overrides)
-        resolved = resolve(data, base, host())
+        return _preflight(_resolved(recipe, overrides), out)
     except TutelageError as error:
         return CheckReport(ok=False, problems=error.problems, notes=[], data={})
-    return _preflight(resolved, out)
 
 
 def train(
@@ -67,8 +65,7 @@ def train(
     Raises:
         TutelageError: with every problem found before the run, or what ended it (RunFailed, RunStopped).
     """
-    data, base = load(recipe, overrides)
-    resolved = resolve(data, base, host())
+    resolved = _resolved(recipe, overrides)
     report = _preflight(resolved, out)
     if not report.ok:
         raise TutelageError(report.problems)
@@ -92,6 +89,17 @@ def resume(folder: str | Path, allow_changes: bool = False, listener: Listener |
     run = RunFolder.open(Path(folder))
     resolved = resolve(run.recipe, Path(run.record.base), host())
     return _run(run, resolved, listener, allow_changes=allow_changes)
+
+
+def _resolved(recipe: RecipeLike, overrides: list[str] | None) -> Resolved:
+    """A valid recipe; TutelageError tells of all that is wrong with it, and with the models and data that it names."""
+    data, base = load(recipe, overrides)
+    try:
+        return resolve(data, base, host())
+    except TutelageError as error:
+        from tutelage.engine.preflight import preflight_of_parts
+
+        raise TutelageError([*error.problems, *preflight_of_parts(data, base, host())]) from None
 
 
 def _preflight(resolved: Resolved, out: Path | None) -> CheckReport:

@@ -127,7 +127,10 @@ def _floats(data: Any) -> list[float]:
 
 def _sentence(message: str, data: Any) -> str:
     message = message.replace("`", "").replace("Expected", "expected")
-    message = message.replace("expected object", "expected a mapping (key: value)").replace("array", "list")
+    message = message.replace("expected object", "expected a mapping (key: value)").replace(
+        "got object", "got a mapping"
+    )
+    message = message.replace("array", "list")
     shown = repr(data)
     return f"{message} (it is {shown if len(shown) <= 60 else shown[:57] + '...'})"
 
@@ -246,7 +249,7 @@ def override(data: Any, assignment: str) -> None:
     elif isinstance(target, dict):
         target[last] = value
     else:
-        raise TutelageError.at(f"--set {assignment}", f"there is no field {last} below {'.'.join(parents)}")
+        raise _no_fields(assignment, parents[-1], target)
 
 
 def _step(target: Any, name: str, assignment: str) -> Any:
@@ -254,13 +257,18 @@ def _step(target: Any, name: str, assignment: str) -> Any:
         return target[_index(target, name, assignment)]
     if isinstance(target, dict):
         value = target.setdefault(name, {})
-        if isinstance(value, str):  # `adapter: lora` is short for `adapter: {kind: lora}`
-            value = target[name] = {_SHORTHAND.get(name, "kind"): value}
+        if isinstance(value, str) and name in _SHORTHAND:  # `adapter: lora` is short for `adapter: {kind: lora}`
+            value = target[name] = {_SHORTHAND[name]: value}
         return value
-    raise TutelageError.at(f"--set {assignment}", f"{name} leads into {target!r}, which has no fields")
+    raise _no_fields(assignment, name, target)
 
 
-_SHORTHAND = {"data": "train"}
+def _no_fields(assignment: str, name: str, target: Any) -> TutelageError:
+    wrong = f"{name} leads into {target!r}, which has no fields"
+    return TutelageError.at(f"--set {assignment}", wrong, "leave out what comes after it, or set a mapping")
+
+
+_SHORTHAND = {"phase": "kind", "adapter": "kind", "data": "train"}
 
 
 def _index(items: list[Any], name: str, assignment: str) -> int:

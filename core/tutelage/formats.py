@@ -22,6 +22,8 @@ class Continuation(msgspec.Struct, frozen=True):
 
     prompt: str
     completion: str
+    gap: str = ""
+    "What stands between them where there is no chat template to part them."
 
 
 class Text(msgspec.Struct, frozen=True):

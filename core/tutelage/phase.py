@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tutelage.data.batches import Batch
     from tutelage.data.rendering import Renderer, Tokens
     from tutelage.engine.context import StageContext
+    from tutelage.recipe import Stage
 
 
 class Artifact(msgspec.Struct):
@@ -34,8 +35,8 @@ class Phase(Plugin):
     needs_data: ClassVar[bool] = True
     needs_chat_template: ClassVar[bool] = False
 
-    def check(self, context: Any) -> list[Problem]:
-        """What of this phase's config can't work, told before anything runs."""
+    def check(self, stage: Stage, place: str) -> list[Problem]:
+        """What of this phase's config can't work in this stage (which `place` names), told before anything runs."""
         return []
 
     @abstractmethod

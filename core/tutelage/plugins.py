@@ -98,6 +98,10 @@ KINDS: dict[str, tuple[str, type[Plugin]]] = {
 }
 
 
+OWN = ("builtin", "advisor")
+"The project's own entry points, which come first: a stranger's plugin can't take their names."
+
+
 class Host:
     """The plugins that are installed here; of each, the classes of `kinds`, and the commands."""
 
@@ -110,7 +114,7 @@ class Host:
 
     def discover(self) -> None:
         """Load every entry point of the group `tutelage`; one that fails is noted and left out."""
-        found = sorted(entry_points(group="tutelage"), key=lambda point: (not _is_builtin(point), point.name))
+        found = sorted(entry_points(group="tutelage"), key=lambda point: (point.name not in OWN, point.name))
         for point in found:
             self._load(point)
 
@@ -146,8 +150,9 @@ class Host:
         raise TutelageError.at(place, f"no {kind} is called {name!r}", did_you_mean(name, list(known)) + also)
 
     def _load(self, point: EntryPoint) -> None:
-        distribution = point.dist.name if point.dist else ""
-        version = point.dist.version if point.dist else ""
+        distribution = version = ""
+        if self._classes and point.dist:  # reading metadata is slow, and `tutelage --help` does without
+            distribution, version = point.dist.name, point.dist.version
         try:
             module = point.load()
         except BaseException as error:  # a plugin's import may even call sys.exit; the others go on
@@ -221,10 +226,6 @@ def _failure(info: PluginInfo, error: BaseException) -> PluginInfo:
     info.error = f"{type(error).__name__}: {error}"
     info.trace = "".join(traceback.format_exception(error))
     return info
-
-
-def _is_builtin(point: EntryPoint) -> bool:
-    return point.dist is not None and point.dist.name == "tutelage"
 
 
 @cache

@@ -19,6 +19,7 @@ from tutelage.tracker import Tracker
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Positive = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Source(Config):
@@ -75,9 +76,9 @@ class Trainer(Config):
     """How a stage trains. What is `auto` or null is chosen by the device, the adapter and the data."""
 
     epochs: Annotated[float | None, Meta(description="Passes over the data; 3 unless max_steps is given.")] = None
-    max_steps: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="Optimizer steps, instead of epochs.")] = (
-        None
-    )
+    max_steps: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000_000)] | None, Meta(description="Optimizer steps, instead of epochs.")
+    ] = None
     learning_rate: Annotated[
         Annotated[float, Meta(gt=0, le=10)] | None,
         Meta(description="Peak learning rate; null takes the adapter's (LoRA 2e-4, full 2e-5, prompt 3e-2)."),
@@ -91,7 +92,7 @@ class Trainer(Config):
         float,
         Meta(ge=0, le=10, description="Decoupled decay of matrices; norms, biases and embeddings are left alone."),
     ] = 0.01
-    betas: Annotated[tuple[Share, Share], Meta(description="AdamW's moments.")] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Meta(description="AdamW's moments.")] = (0.9, 0.999)
     clip: Annotated[float, Meta(ge=0, description="Largest norm of a step's gradient; 0 clips nothing.")] = 1.0
     max_length: Annotated[int, Meta(ge=8, le=10_000_000, description="Longest example, in tokens.")] = 1024
     tokens_per_step: Annotated[
@@ -189,12 +190,6 @@ class Recipe(Config):
         list[dict[str, Any]], Meta(description="Where metrics go: `csv`, `tensorboard`, `wandb`, `mlflow`.")
     ] = msgspec.field(default_factory=lambda: [{"kind": "csv"}])
 
-    def __post_init__(self) -> None:
-        names = [stage.name for stage in self.stages]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"two stages are called {repeated[0]}; every stage needs a name of its own")
-
 
 class Resolved(msgspec.Struct):
     """A recipe whose plugins were found and whose settings are all valid."""
@@ -233,9 +228,16 @@ def load(
         data = read_file(Path(source))
         base = Path(source).resolve().parent
     if not isinstance(data, dict):
-        raise TutelageError.at(str(source), "is not a mapping", "a recipe has name, model and stages")
+        wrong = "is empty" if data is None else f"is {'a list' if isinstance(data, list) else 'text'}, not a mapping"
+        raise TutelageError.at(str(source), wrong, "a recipe has name, model and stages")
+    problems: list[Problem] = []
     for assignment in overrides or []:
-        override(data, assignment)
+        try:
+            override(data, assignment)
+        except TutelageError as error:
+            problems += error.problems
+    if problems:
+        raise TutelageError(problems)
     return data, base
 
 
@@ -250,9 +252,11 @@ def resolve(data: dict[str, Any], base: Path, host: Host) -> Resolved:
     recipe = convert_into(problems, data, Recipe, "")
     phases: dict[str, Phase] = {}
     adapters: dict[str, Adapter] = {}
-    for index, stage in enumerate(_mappings(data.get("stages"))):
+    for index, stage in enumerate(mappings(data.get("stages"))):
         name = str(stage.get("name", index))
         place = f"stages.{name}"
+        if name in adapters:
+            problems.append(Problem(place=place, wrong="two stages have this name", fix="give every stage its own"))
         if "phase" in stage:
             phases[name] = _plugin(problems, host, "phase", stage["phase"], join(place, "phase"))
         adapters[name] = _plugin(
@@ -260,7 +264,7 @@ def resolve(data: dict[str, Any], base: Path, host: Host) -> Resolved:
         )
     trackers = [
         _plugin(problems, host, "tracker", tracker, f"trackers.{index}")
-        for index, tracker in enumerate(_mappings(data.get("trackers", [{"kind": "csv"}])))
+        for index, tracker in enumerate(mappings(data.get("trackers", [{"kind": "csv"}])))
     ]
     if problems:
         raise TutelageError(problems)
@@ -270,7 +274,7 @@ def resolve(data: dict[str, Any], base: Path, host: Host) -> Resolved:
 def spelled_out(data: dict[str, Any]) -> dict[str, Any]:
     """Replace the short forms (`phase: sft`, `adapter: lora`, `data: file.jsonl`) by the mappings they stand for."""
     data = copy.deepcopy(data)
-    for stage in _mappings(data.get("stages")):
+    for stage in mappings(data.get("stages")):
         for key, field in (("phase", "kind"), ("adapter", "kind"), ("data", "train")):
             if isinstance(stage.get(key), str):
                 stage[key] = {field: stage[key]}
@@ -280,7 +284,8 @@ def spelled_out(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _mappings(items: Any) -> list[dict[str, Any]]:
+def mappings(items: Any) -> list[dict[str, Any]]:
+    """The mappings in what should be a list of them."""
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 

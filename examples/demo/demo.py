@@ -9,6 +9,8 @@ What it does is what `tutelage train` and `tutelage generate` do. It exits with 
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import sys
 import time
@@ -19,7 +21,7 @@ import click
 
 import tutelage
 from tutelage.cli.output import is_terminal
-from tutelage.cli.summary import loss_plot, next_commands
+from tutelage.cli.summary import loss_plot
 from tutelage.cli.views import view
 from tutelage.models.generation import generate, load_for_generation
 from tutelage.plugins import host
@@ -30,6 +32,7 @@ from tutelage.runs.words import duration, number
 
 HERE = Path(__file__).parent
 MODEL = "starter:smollm2-135m-instruct"
+EXAMPLE = "Paid Jackson Taxi $12.50 for a ride to the airport on 3 May 2024."
 SHOWN = 3
 GOAL = 0.8
 LONGEST_RECORD = 72
@@ -119,8 +122,20 @@ def tell(
     click.echo(f"peak memory  {history.peak_memory or 0:.2f} GiB")
     click.echo(f"run folder   {run.path}")
     click.echo("try next")
-    for command in next_commands(run):
+    for command in next_commands(run.path, rows[0][0]["content"]):
         click.echo(f"  {command}")
+
+
+def next_commands(run: Path, system: str) -> list[str]:
+    """Three commands that work from here."""
+    own, found = Path(sys.executable).with_name("tutelage"), shutil.which("tutelage")
+    program = "tutelage" if found and Path(found) == own else os.path.relpath(own)
+    model = os.path.relpath(run)
+    return [
+        shlex.join([program, "generate", model, "--system", system, "--prompt", EXAMPLE]),
+        shlex.join([program, "chat", model, "--beside-base", "--system", system]),
+        shlex.join([program, "merge", model, "--out", f"{model}-merged"]),
+    ]
 
 
 def shortened(answer: str) -> str:

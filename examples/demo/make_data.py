@@ -159,12 +159,10 @@ def row(draw: random.Random, families: str, words: str, phrasings: list[str]) ->
     trade = draw.choice(list(TRADES[category]))
     name = payee(draw, families.split(), words.split(), trade)
     currency = draw.choice(list(CURRENCIES))
-    cents = round(100 * math.exp(draw.uniform(math.log(5), math.log(MOST[category]))))
+    cents = round(100 * math.exp(draw.uniform(math.log(MOST[category] / 20), math.log(MOST[category]))))
     if draw.random() < 0.25:
         cents -= cents % 100
-    day = (
-        draw.randint(1, 9) if draw.random() < 0.2 else draw.randint(1, 28)
-    )  # 03 of 3 takes more practice than 13 of 13
+    day = draw.randint(1, 9 if draw.random() < 0.2 else 28)  # writing 3 as 03 takes more practice than copying 13
     date = datetime.date(draw.randint(2022, 2025), draw.randint(1, 12), day)
     note = draw.choice(phrasings).format(
         payee=name,

@@ -204,7 +204,7 @@ def test_set_reaches_any_field(assignment: str, path: tuple[Any, ...], value: An
         ("=3", "is not FIELD=VALUE"),
         ("stages.tone.trainer.seed=1", "nothing is called tone; did you mean tune?"),
         ("stages.7.trainer.seed=1", "nothing is called 7"),
-        ("stages.tune.trainer.seed.x=1", "there is no field x below stages.tune.trainer.seed"),
+        ("stages.tune.trainer.seed.x=1", "seed leads into 1, which has no fields"),
         ("stages.tune.trainer.seed.x.y=1", "leads into"),
         ("a=[1", "the value is malformed"),
     ],

@@ -165,7 +165,7 @@ def test_everything_wrong_is_told_at_once() -> None:
 
 def test_two_stages_of_one_name_are_refused() -> None:
     data = {**RECIPE, "stages": RECIPE["stages"] * 2}
-    assert any("two stages are called tune" in problem for problem in problems_of(data))
+    assert any(problem.startswith("stages.tune: two stages have this name") for problem in problems_of(data))
 
 
 anything = st.recursive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +11,28 @@ from pathlib import Path
 import pytest
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo" / "demo.py"
+NOTE = "Paid Jackson Taxi $12.50 for a ride to the airport on 3 May 2024."
 
 
 @pytest.mark.slow
 def test_demo_keeps_its_promises(tmp_path):
     command = [sys.executable, DEMO, "--seed", "1", "--out", tmp_path / "run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     before, after = (exact_share(done.stdout, word) for word in ("before", "after"))
     assert before < 0.3
     assert after > 0.8
     assert "\x1b" not in done.stdout + done.stderr, "colours or cursor movements, with no terminal there"
-    commands = re.findall(r"^  tutelage (\w+)", done.stdout, flags=re.MULTILINE)
-    assert len(commands) == 3
     assert (tmp_path / "run" / "report.md").is_file()
+
+    commands = [shlex.split(line) for line in re.findall(r"^  (.+)$", done.stdout, flags=re.MULTILINE)]
+    assert [command[1] for command in commands] == ["generate", "chat", "merge"]
+    for command in commands:
+        tried = subprocess.run(command, input=f"{NOTE}\n", capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert tried.returncode == 0, tried.stderr
+        assert command[1] == "merge" or '"payee": "Jackson Taxi"' in tried.stdout
+    assert (tmp_path / "run-merged" / "config.json").is_file()
 
 
 def exact_share(told: str, word: str) -> float:

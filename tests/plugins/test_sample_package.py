@@ -81,4 +81,24 @@ def test_its_settings_are_checked_like_ours(installed: Path, tmp_path: Path) -> 
     (tmp_path / "r.json").write_text(json.dumps(recipe))
     done = tutelage(installed, "check", str(tmp_path / "r.json"))
     assert done.returncode == 2
-    assert done.stderr == "error: stages.tune.adapter.bases: unknown field; did you mean biases?\n"
+    assert done.stderr.splitlines()[0] == "error: stages.tune.adapter.bases: unknown field; did you mean biases?"
+
+
+def test_a_recipe_trains_with_its_adapter_and_format(installed: Path, tiny_model, tmp_path: Path) -> None:
+    """A stranger's adapter and format, from a recipe to an artifact that plain transformers loads."""
+    from transformers import AutoModelForCausalLM
+
+    line = '{"question": "Capital of Peru?", "choices": ["Quito", "Lima"], "right": 1}\n'
+    (tmp_path / "quiz.jsonl").write_text(line * 12)
+    trainer = {"max_steps": 2, "precision": "fp32", "max_length": 200}
+    stage = {"name": "tune", "phase": "sft", "adapter": "norms", "data": "quiz.jsonl", "trainer": trainer}
+    recipe = {"name": "quiz", "model": str(tiny_model("llama-untied")), "stages": [stage]}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    told = tutelage(installed, "train", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"), "--json")
+    assert told.returncode == 0, told.stderr
+    outcome = json.loads(told.stdout.splitlines()[-1])
+    tuned = AutoModelForCausalLM.from_pretrained(outcome["stages"][0]["artifact"]).state_dict()
+    before = AutoModelForCausalLM.from_pretrained(tiny_model("llama-untied")).state_dict()
+    moved = {name for name in before if not before[name].equal(tuned[name])}
+    assert moved
+    assert all("norm" in name for name in moved)

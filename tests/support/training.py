@@ -69,12 +69,16 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
-def in_child(work: Any, *arguments: Any) -> Any:
-    """A started process, forked from a server that has the libraries imported, so that it begins at once."""
+def in_child(work: Any, *arguments: Any, method: str = "forkserver") -> Any:
+    """A started process, forked from a server that has the libraries imported, so that it begins at once.
+
+    The server keeps the environment that it began with; a child that needs today's is started by `method` spawn.
+    """
     import multiprocessing
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tutelage.engine.running", "transformers", "peft", "tiny_models"])
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["tutelage.engine.running", "transformers", "peft", "tiny_models"])
     process = context.Process(target=work, args=arguments)
     process.start()
     return process

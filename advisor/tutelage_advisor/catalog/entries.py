@@ -14,11 +14,14 @@ Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
 class Figure(msgspec.Struct, frozen=True, array_like=True):
-    """A number with its source (a key of the catalog's `sources`, or the source itself) and the day it was read."""
+    """A number with its source (a key of the catalog's `sources`, or the source itself) and the day it was read.
+
+    No day: it was known, and not read again for this catalog.
+    """
 
     value: Annotated[float, Meta(gt=0)]
     source: str
-    read: Day
+    read: Day | None
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +89,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     name: Name
     config: dict[str, Any]
     source: str
-    read: Day
+    read: Day | None
     hub: str = ""
     aliases: list[str] = []
     license: str = ""

@@ -122,11 +122,11 @@ def read(path: Path) -> Catalog:
 def _days(catalog: Catalog) -> Iterator[str]:
     for price in catalog.api_prices:
         yield from (day for day in (price.read, price.since, price.tuning_until) if day)
-    for model in catalog.models:
-        yield model.read
+    yield from (model.read for model in catalog.models if model.read)
     for gpu in catalog.gpus:
         yield from (price.read for price in gpu.prices)
-        yield from (figure.read for figure in (gpu.memory_gib, gpu.bandwidth_gb_s, gpu.link.gb_s, *gpu.tflops.values()))
+        figures = (gpu.memory_gib, gpu.bandwidth_gb_s, gpu.link.gb_s, *gpu.tflops.values())
+        yield from (figure.read for figure in figures if figure.read)
 
 
 def _names(entry: Gpu | ModelEntry | ApiPrice) -> list[str]:

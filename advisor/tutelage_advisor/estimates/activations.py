@@ -23,6 +23,8 @@ class Activations(msgspec.Struct, frozen=True):
     "What the backward pass of one layer adds: its recomputed activations, and gradients."
     logits: float
     "The logits and what the loss makes of them; gone before the first layer's backward pass."
+    ending: float
+    "What is left when the backward pass is in the first layer."
 
     @property
     def layers(self) -> float:
@@ -45,8 +47,8 @@ def activations(architecture: Architecture, request: EstimateRequest, precision:
     logits = _logits(architecture, request, tokens)
     if request.checkpointing:
         stream = architecture.hidden * _stream_bytes(request, precision) * tokens
-        return Activations(architecture.layers * stream, layer + working, logits)
-    return Activations(architecture.layers * layer, working, logits)
+        return Activations(architecture.layers * stream, layer + working, logits, layer + working)
+    return Activations(architecture.layers * layer, working, logits, layer + working)
 
 
 def _stream_bytes(request: EstimateRequest, precision: str) -> int:

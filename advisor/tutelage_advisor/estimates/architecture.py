@@ -50,8 +50,8 @@ class Experts(msgspec.Struct, frozen=True):
     parameters: int
     "All of them, routers left out."
     names: dict[str, str] = {}
-    """What PEFT takes for the names of linear layers that transformers has fused: each for `gate_up`, `down` or `router`.
-    Empty where it attaches to linear layers alone."""
+    """By what names PEFT finds what transformers has fused (`gate_up`, `down`, `router`); empty where it adapts linear
+    layers alone."""
 
     def adapted(self, hidden: int, wanted: set[str]) -> list[Linear]:
         """What LoRA adds to experts, as so many linear layers, when these names are among its targets.

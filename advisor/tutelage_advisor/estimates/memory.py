@@ -120,7 +120,7 @@ def memory(architecture: Architecture, request: EstimateRequest, precision: str,
     casts += _merged_experts(architecture, request, width)
     step = _step(count, width, request, strategy, share)
     beginning = held.beginning + casts + (gradients if request.accumulates else 0.0)
-    ending = gradients + held.one_layer
+    ending = gradients + held.ending
     stepping = gradients + step
     moment = max(beginning, ending, stepping)
     fixed = weights + gathered + optimizer
@@ -186,7 +186,7 @@ def _gathered(
     ends = (architecture.embedding + (architecture.head.parameters if architecture.head else 0)) * width.compute
     whole = 2 * layer + ends + constants
     missing = stored if request.offload else stored * (1 - share.weights)
-    return min(whole, missing) + matrix
+    return min(whole, missing / (1 + known.FRAGMENTATION)) + matrix
 
 
 def _merged_experts(architecture: Architecture, request: EstimateRequest, width: Widths) -> float:

@@ -12,7 +12,9 @@ from tutelage.errors import TutelageError
 from tutelage.plugins import host
 from tutelage.recipe import Resolved, Stage, Trainer, load, resolve
 from tutelage_advisor.catalog import Catalog
+from tutelage_advisor.estimates.architecture import Architecture
 from tutelage_advisor.estimates.estimating import Estimate, estimate
+from tutelage_advisor.estimates.models import architecture_of
 from tutelage_advisor.estimates.request import AdapterName, EstimateRequest
 
 CHARACTERS_PER_TOKEN = 4
@@ -43,11 +45,13 @@ def estimate_recipe(source: Path, hardware: dict[str, Any], catalog: Catalog, ov
     """
     data, base = load(source, overrides)
     resolved = resolve(data, base, host())
-    stages = {stage.name: estimate(request_of(stage, resolved, hardware), catalog) for stage in resolved.recipe.stages}
-    for name, stage in stages.items():
-        note = _data_note(resolved, name)
-        if note:
-            stage.assumptions.append(note)
+    stages: dict[str, Estimate] = {}
+    for stage in resolved.recipe.stages:
+        request = request_of(stage, resolved, hardware)
+        made = architecture_of(request.model, catalog, f"stages.{stage.name}.model")
+        request, notes = _as_the_engine_targets(request, made, resolved.adapters[stage.name].config)
+        stages[stage.name] = estimate(request, catalog, made)
+        stages[stage.name].assumptions += [*notes, *_data_notes(stage, resolved)]
     hours = [stage.hours for stage in stages.values()]
     dollars = [stage.usd for stage in stages.values()]
     fits = [stage.fits for stage in stages.values()]
@@ -91,6 +95,22 @@ def request_of(stage: Stage, resolved: Resolved, hardware: dict[str, Any]) -> Es
     return convert(fields, EstimateRequest, f"stages.{stage.name}")
 
 
+def _as_the_engine_targets(
+    request: EstimateRequest, made: Architecture, config: Any
+) -> tuple[EstimateRequest, list[str]]:
+    """The engine spells `all-linear` out as the names of the linear layers, so that fused experts are not adapted."""
+    if request.adapter not in ("lora", "qlora"):
+        return request, []
+    notes = ["the layers that `layers` leaves out are counted as adapted"] if getattr(config, "layers", None) else []
+    targets = request.targets
+    if isinstance(targets, str) and targets != "all-linear" and not targets.replace("_", "").isalnum():
+        notes.append(f"the pattern {targets} is taken for all-linear")
+        targets = "all-linear"
+    if targets == "all-linear":
+        targets = list(dict.fromkeys(linear.name for linear in made.linears if linear.kind != "head"))
+    return msgspec.structs.replace(request, targets=targets), notes
+
+
 def _base_model(stage: Stage, resolved: Resolved) -> str:
     """The base model that a stage starts from; what an earlier stage made has the shape of its own base."""
     named = stage.model or resolved.recipe.model
@@ -129,10 +149,9 @@ def _counted(stage: Stage, resolved: Resolved) -> tuple[int, int] | None:
     return (rows, path.stat().st_size) if rows else None
 
 
-def _data_note(resolved: Resolved, name: str) -> str:
-    stage = next(stage for stage in resolved.recipe.stages if stage.name == name)
+def _data_notes(stage: Stage, resolved: Resolved) -> list[str]:
     if stage.trainer.max_steps is not None:
-        return ""
+        return []
     if _counted(stage, resolved) is None:
-        return "the data was not counted (only JSONL files up to 500 MB are), so nothing is said of time and cost"
-    return f"{CHARACTERS_PER_TOKEN} bytes of the data file make a token"
+        return ["the data was not counted (only JSONL files up to 500 MB are), so nothing is said of time and cost"]
+    return [f"{CHARACTERS_PER_TOKEN} bytes of the data file make a token"]

@@ -118,6 +118,9 @@ def _model(config: dict[str, Any], request: EstimateRequest) -> Any:
         key: value for key, value in config.items() if key not in ("model_type", "auto_map", "dtype", "torch_dtype")
     }
     settings = AutoConfig.for_model(str(config["model_type"]), **values)
+    for name, value in settings.to_dict().items():  # the engine trains without the base model's own dropout
+        if "drop" in name and isinstance(value, float):
+            setattr(settings, name, 0.0)
     wide = request.precision == "fp32" or (request.precision == "bf16" and request.adapter == "full")
     half = torch.float16 if request.precision == "fp16-true" else torch.bfloat16
     attention = "eager" if request.attention == "eager" else "sdpa"

@@ -74,26 +74,27 @@ class Plan:
         self._order: tuple[int, NDArray[np.int64]] | None = None
         self.steps = 0
         self.tokens = 0
+        "Planned, over all steps."
         epoch = 0
         while (self.steps < max_steps) if max_steps is not None else (epoch < (epochs or 0)):
             share = 1.0 if max_steps is not None else min(1.0, (epochs or 0) - epoch)
-            self._add_epoch(epoch, share)
+            self._add_epoch(epoch, share, max_steps)
             epoch += 1
-        if max_steps is not None:
-            self.steps = max_steps
         self.epochs = self[self.steps].epoch if self.steps else 0.0
 
-    def _add_epoch(self, epoch: int, share: float) -> None:
+    def _add_epoch(self, epoch: int, share: float, max_steps: int | None) -> None:
         order = self._permutation(epoch)
         order = order[: max(1, round(share * len(order)))]
         ends = np.cumsum(self.lengths[order])
         steps = min(len(order), max(1, round(int(ends[-1]) / self.tokens_per_step)))
         cuts = np.searchsorted(ends, np.arange(1, steps) * (ends[-1] / steps), side="left") + 1
         bounds = np.unique(np.concatenate([[0], cuts, [len(order)]])).astype(np.int64)
+        if max_steps is not None:
+            bounds = bounds[: max_steps - self.steps + 1]
         self._first.append(self.steps)
         self._bounds.append(bounds)
         self.steps += len(bounds) - 1
-        self.tokens += int(ends[-1])
+        self.tokens += int(ends[bounds[-1] - 1])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
@@ -120,9 +121,7 @@ class Plan:
 
     def epoch_ends(self) -> set[int]:
         """The numbers of the steps that end an epoch, the last step included."""
-        return {
-            min(first + len(bounds) - 1, self.steps) for first, bounds in zip(self._first, self._bounds, strict=True)
-        }
+        return {first + len(bounds) - 1 for first, bounds in zip(self._first, self._bounds, strict=True)}
 
 
 def split_packed(

@@ -129,6 +129,25 @@ def prepare(
     return Prepared(train, evaluation, _report(reports, train, evaluation), fingerprints)
 
 
+def look_through(data: Data, base: Path, host: Host, place: str) -> None:
+    """Read all rows and convert them, but make nothing of them: for when there is no tokenizer.
+
+    Raises:
+        TutelageError: with every problem found in the sources and their rows.
+    """
+    problems: list[Problem] = []
+    for part in chain(*_parts(data, base, host, place)):
+        found = RowProblems()
+        try:
+            for _ in _records(host, part, rows(part.source, found), SourceReport(part.source.label), found):
+                pass
+            found.raise_any(part.source.label)
+        except TutelageError as error:
+            problems += error.problems
+    if problems:
+        raise TutelageError(problems)
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of all that decides how a tokenizer turns records into ids."""
     backend: Any = tokenizer
@@ -227,7 +246,7 @@ def _tokenise(setting: _Setting, part: _Part, writer: Writer) -> dict[str, Any]:
     problems = RowProblems()
     report = SourceReport(part.source.label)
     with reading_progress(f"Tokenising {part.source.label}", part.source.size) as advance:
-        records = _records(setting, part, rows(part.source, problems, advance), report, problems)
+        records = _records(setting.host, part, rows(part.source, problems, advance), report, problems)
         while chunk := list(islice(records, _ROWS_AT_A_TIME)):
             for (place, _), tokens in zip(chunk, _examples(setting, chunk), strict=True):
                 if wrong := _unlearnable(setting.renderer, tokens):
@@ -239,7 +258,7 @@ def _tokenise(setting: _Setting, part: _Part, writer: Writer) -> dict[str, Any]:
 
 
 def _records(
-    setting: _Setting,
+    host: Host,
     part: _Part,
     found: Iterator[tuple[str, dict[str, Any]]],
     report: SourceReport,
@@ -248,7 +267,7 @@ def _records(
     """Convert rows by the one format that the first of them has."""
     chosen = part.format
     for place, row in found:
-        chosen = chosen or detect(row, setting.host, place)
+        chosen = chosen or detect(row, host, place)
         report.read += 1
         report.format = chosen.name
         try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from tutelage.errors import Problem, TutelageError
 
 SHOWN = 20
+ALIKE = 3
 
 
 class RowProblems:
-    """The first problems in full; the others are only counted."""
+    """The first problems in full, a few of each kind; the others are only counted."""
 
     def __init__(self) -> None:
         self.first: list[Problem] = []
@@ -17,7 +18,8 @@ class RowProblems:
     def add(self, place: str, wrong: str, fix: str = "") -> None:
         """Note a problem at a place."""
         self.count += 1
-        if len(self.first) < SHOWN:
+        alike = sum(problem.wrong == wrong for problem in self.first)
+        if len(self.first) < SHOWN and alike < ALIKE:
             self.first.append(Problem(place=place, wrong=wrong, fix=fix))
 
     def listed(self, label: str) -> list[Problem]:

@@ -155,15 +155,20 @@ def _unreadable(label: str, path: Path) -> Problem | None:
 
 
 def _hint(source: str, path: Path) -> str:
-    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
+    siblings = {_stem(other): other.name for other in path.parent.iterdir()} if path.parent.is_dir() else {}
+    near = difflib.get_close_matches(_stem(path), siblings, n=1)
     if near:
-        return f"did you mean {Path(source).with_name(near[0])}?"
+        return f"did you mean {Path(source).with_name(siblings[near[0]])}?"
     if _HUB_NAME.match(source):
         return f"for a data set of the hub write hub:{source}"
     return (
         f"paths start at the recipe's folder, {path.parent if path.parent.is_dir() else 'and there is no such folder'}"
     )
+
+
+def _stem(path: Path) -> str:
+    """A name without its suffixes, which would make any two data files look alike."""
+    return path.name.partition(".")[0] or path.name
 
 
 def _hub(source: Source) -> Any:
@@ -178,4 +183,5 @@ def _hub(source: Source) -> Any:
         return datasets.load_dataset(source.repository, split=source.split)
     except Exception as error:  # the library raises what its many back ends do; a person needs the reason alone
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TutelageError.at(source.place, f"{source.label} can't be had: {reason}") from None
+        fix = "check its name and the network, or give files"
+        raise TutelageError.at(source.place, f"{source.label} can't be had: {reason}", fix) from None

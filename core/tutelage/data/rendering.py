@@ -134,8 +134,8 @@ class Renderer:
             return _Draft([record.text], self._text)
         if isinstance(record, Continuation):
             if not self.tokenizer.chat_template:
-                whole = record.prompt + record.completion
-                return _Draft([record.prompt, whole], partial(self._continuation, record.completion))
+                prompt = record.prompt + record.gap
+                return _Draft([prompt, prompt + record.completion], partial(self._continuation, record.completion))
             turns = [{"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.completion}]
             record = Conversation(turns)
         return self._conversation(record)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from tutelage.data.batches import collate
 from tutelage.data.rendering import Tokens
@@ -33,7 +33,7 @@ def segment_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - transformers' signature; bounds say all that a mask would
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
@@ -45,36 +45,62 @@ def segment_attention(
 
     Args:
         query: (1, heads, tokens, head_dim); key and value (1, kv_heads, tokens, head_dim).
+        attention_mask: what `segment_mask` gave: None, unless the layer sees a part of its example only.
     Returns:
         (1, tokens, heads, head_dim).
     Raises:
         NotImplementedError: for what this doesn't compute (soft-capping, sinks, position biases).
     """
     unknown = sorted(name for name in _NOT_COMPUTED if kwargs.get(name) is not None)
+    if attention_mask is not None and sliding_window is None:
+        unknown.append("parts of examples")
     if cu_seq_lens_q is None or query.shape[0] != 1 or unknown or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"segment attention needs a packed causal row without {unknown or 'other masks'}")
+    if torch.is_autocast_enabled(query.device.type):  # some models' norms give float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda and _varlen is not None and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
         return _varlen_attention(query, key, value, scaling, cu_seq_lens_q, sliding_window), None
+    return _one_by_one(query, key, value, scaling, cu_seq_lens_q, sliding_window, dropout), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the bounds differ with each row: each would be compiled anew
+def _one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    bounds: Tensor,
+    window: int | None,
+    dropout: float,
+) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    bounds = cu_seq_lens_q.tolist()
     outputs = []
-    for start, end in pairwise(bounds):
+    for start, end in pairwise(bounds.tolist()):
         part = (slice(None), slice(None), slice(start, end))
-        window = _window_mask(end - start, sliding_window, query.device)
+        mask = _window_mask(end - start, window, query.device)
         outputs.append(
             F.scaled_dot_product_attention(
                 query[part],
                 key[part],
                 value[part],
-                attn_mask=window,
+                attn_mask=mask,
                 dropout_p=dropout,
-                is_causal=window is None,
+                is_causal=mask is None,
                 scale=scaling,
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def segment_mask(*, local_size: int | None = None, **_: Any) -> Tensor | None:
+    """No mask is needed, but a layer that sees a part of its example only is marked (by the part's size).
+
+    Some models tell attention of their window or chunks by the mask alone.
+    """
+    return None if local_size is None else torch.tensor(local_size)
 
 
 _NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "head_mask", "cache_position_bias")
@@ -112,6 +138,7 @@ def _varlen_attention(
 
 
 AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionMaskInterface.register(SEGMENTS, segment_mask)
 
 
 def choose_packed_attention(model: PreTrainedModel, vocabulary: int) -> str | None:

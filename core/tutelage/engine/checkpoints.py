@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tutelage.errors import RunFailed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +41,8 @@ class Progress(msgspec.Struct, kw_only=True):
     evaluations_without_gain: int = 0
     finished: bool = False
     "Whether training is over (all steps done, or stopped early); only saving remains."
+    metrics: dict[str, float] = {}
+    "Of the last step, and of the last evaluation."
 
 
 def latest(folder: Path) -> Path | None:
@@ -56,24 +60,34 @@ def save(
     folder: Path, name: str, model: nn.Module, optimizer: Optimizer, progress: Progress, *, keep: int, is_writer: bool
 ) -> Path:
     """Write a checkpoint; all processes of a sharded run take part, one writes. Of older ones, `keep` stay."""
-    learnt = learnt_weights(model)
+    learnt = learnt_weights(model, wanted=is_writer)
     moments = {
-        f"{key}.{name}": _whole(value)
+        f"{key}.{name}": _whole(value, is_writer)
         for name, parameter in _learning(model)
         for key, value in optimizer.state[parameter].items()
     }
     target = folder / name
     if is_writer:
         beside = folder / f".{name}.partial"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file(learnt, beside / LEARNT)
-        save_file(moments, beside / OPTIMIZER)
-        (beside / PROGRESS).write_bytes(msgspec.json.encode(progress))
-        _replace(beside, target)
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            save_file(learnt, beside / LEARNT)
+            save_file(moments, beside / OPTIMIZER)
+            (beside / PROGRESS).write_bytes(msgspec.json.encode(progress))
+            _replace(beside, target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise unwritable(folder, error) from error
         _prune(folder, keep)
     _barrier()
     return target
+
+
+def unwritable(folder: Path, error: Exception) -> RunFailed:
+    """What a person is told when a checkpoint can't be written; those before it are whole."""
+    fix = "free some room or lower trainer.keep_checkpoints, then go on with tutelage resume"
+    return RunFailed.at(str(folder), f"a checkpoint can't be written: {error}", fix)
 
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
@@ -86,32 +100,46 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None) -> 
     with safe_open(checkpoint / OPTIMIZER, framework="pt") as moments:
         stored = set(moments.keys())
         for name, parameter in _learning(model):
-            optimizer.state[parameter] = {
+            state = {
                 key: _share(moments.get_tensor(f"{key}.{name}"), parameter)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{key}.{name}" in stored
             }
+            if optimizer.defaults.get("fused") and state:  # the fused kernel counts steps on the device
+                state["step"] = state["step"].to(parameter.device)
+            optimizer.state[parameter] = state
 
 
-def learnt_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight that learns, by name, whole and on the CPU. All processes of a sharded model take part."""
-    return {name: _whole(parameter) for name, parameter in _learning(model)}
+def learnt_weights(model: nn.Module, *, wanted: bool = True) -> dict[str, Tensor]:
+    """Every weight that learns, by name, whole and on the CPU. All processes of a sharded model take part.
+
+    Args:
+        wanted: whether this process uses them; if not, it takes part but keeps nothing.
+    """
+    return {name: _whole(parameter, wanted) for name, parameter in _learning(model)}
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module, *, wanted: bool = True) -> dict[str, Tensor]:
     """The whole state dict, frozen weights too, as `learnt_weights` has them."""
-    return {name: _whole(value) for name, value in model.state_dict().items()}
+    return {name: _whole(value, wanted) for name, value in model.state_dict().items()}
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of each weight only."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor gathered from all its shards, on the CPU."""
+def _whole(tensor: Tensor, wanted: bool = True) -> Tensor:
+    """A tensor gathered from all its shards, on the CPU; nothing where it is not wanted."""
     tensor = tensor.detach()
-    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return gathered.cpu().contiguous()
+    if not isinstance(tensor, DTensor):
+        return tensor.cpu().contiguous()
+    gathered = tensor.full_tensor()  # may still be on its way, in a buffer larger than itself
+    return gathered.to("cpu", copy=True).contiguous() if wanted else torch.empty(0)
 
 
 def _share(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -145,7 +173,8 @@ def _prune(folder: Path, keep: int) -> None:
     for entry in steps[:-keep]:
         doomed = entry.with_name(f".{entry.name}.old")
         entry.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    for left in folder.glob(".step-*"):  # by this and by processes that were killed
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _barrier() -> None:

@@ -19,6 +19,16 @@ from typing import Any
 DEFAULT_SECONDS = 45.0
 
 
+EVALUATION = 1_000_000
+"An evaluation's micro-batches are numbered from here: they come after those of their step."
+
+COMPILING = 200.0
+"Seconds that a micro-batch may take which torch.compile meets for the first time."
+
+AT_REST = 3600.0
+"Seconds that a checkpoint may take to write."
+
+
 def patience() -> float:
     """Seconds without any progress after which a process is said to stall."""
     return float(os.environ.get("TUTELAGE_STALL_SECONDS", DEFAULT_SECONDS))
@@ -32,32 +42,44 @@ def allowed(slowest: float) -> float:
 class Heartbeat:
     """A process's own sign of life, a small file that is rewritten at each micro-batch."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, *, slowest: float = 0.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / f"rank-{rank}.json"
-        self._stack = (folder / f"rank-{rank}.stack").open("w")
+        self._stack = (folder / f"rank-{rank}.stack").open("a")
         self._rank = rank
         self._last = 0.0
-        self._slowest = 0.0
+        self._slowest = slowest
+        self._at = 0, 0
 
     def beat(self, step: int, micro_batch: int) -> None:
-        """The process reached this micro-batch of this step."""
+        """The process reached this half (forward, then backward) of a micro-batch of this step."""
         now = time.time()
         if self._last:
             self._slowest = max(self._slowest, now - self._last)
         self._last = now
+        self._at = step, micro_batch
+        self._tell(now, allowed(self._slowest))
+
+    def rest(self) -> None:
+        """What comes before the next beat may take long without being stalled."""
+        self._last = 0.0
+        self._tell(time.time(), AT_REST)
+
+    def _tell(self, now: float, seconds: float) -> None:
+        step, micro_batch = self._at
         state = {
             "rank": self._rank,
             "pid": os.getpid(),
             "step": step,
             "micro_batch": micro_batch,
             "time": now,
-            "allowed": allowed(self._slowest),
+            "allowed": seconds,
         }
         beside = self._file.with_suffix(".tmp")
         beside.write_text(json.dumps(state))
         beside.replace(self._file)
-        faulthandler.dump_traceback_later(state["allowed"] * 0.8, file=self._stack)
+        self._stack.truncate(0)  # of a pause that was none
+        faulthandler.dump_traceback_later(seconds * 0.8, file=self._stack)
 
     def stop(self) -> None:
         """The loop is over: nothing is expected of this process any more."""
@@ -77,6 +99,8 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="tutelage-watch", daemon=True)
 
     def __enter__(self) -> Watch:
+        for left in self._folder.glob("rank-*"):  # by processes that were killed
+            left.unlink()
         self._thread.start()
         return self
 

@@ -1,4 +1,4 @@
-"""Asked to stop (Ctrl-C, SIGTERM, SIGHUP's like): finish the step, save, then end."""
+"""Asked to stop (Ctrl-C, SIGTERM): finish the step, save, then end."""
 
 from __future__ import annotations
 

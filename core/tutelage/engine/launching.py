@@ -93,6 +93,10 @@ def _launch(context: StageContext, limit: int) -> Outcome:
     found = ranks / OUTCOME
     if found.is_file():
         return msgspec.json.decode(found.read_bytes(), type=Outcome)
+    if interrupts.received is not None:
+        stopped = RunStopped.at(str(context.run.path), f"stopped by {signal.Signals(interrupts.received).name}")
+        stopped.exit_code = 128 + interrupts.received
+        raise stopped
     tail = b"\n".join(log.read_bytes().splitlines()[-5:]).decode(errors="replace")
     raise RunFailed.at(
         context.stage.name, f"a process ended with code {code} without a word; last lines: {tail}", f"see {log}"
@@ -107,16 +111,16 @@ def _wait(process: subprocess.Popen[bytes], interrupts: Interrupts, ranks: Path)
             return process.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
             if interrupts.received is not None and not told:
-                told = _tell(ranks)
+                told = _tell(ranks, interrupts.received)
                 if not told:
                     process.terminate()
 
 
-def _tell(ranks: Path) -> bool:
+def _tell(ranks: Path, number: int) -> bool:
     told = False
     for file in ranks.glob("rank-*.json"):
         try:
-            os.kill(json.loads(file.read_bytes())["pid"], signal.SIGTERM)
+            os.kill(json.loads(file.read_bytes())["pid"], number)
             told = True
         except (OSError, ValueError):
             continue

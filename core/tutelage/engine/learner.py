@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from tutelage.data.batches import Batch, Examples, Plan, Step, collate, split_packed, split_padded
 from tutelage.engine.checkpoints import Progress
-from tutelage.engine.heartbeat import Heartbeat
+from tutelage.engine.heartbeat import EVALUATION, Heartbeat
 from tutelage.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -184,14 +184,20 @@ class Learner(L.LightningModule):
     def _backward(self, batches: list[NDArray[np.int64]], weight: int, number: int) -> list[Tensor]:
         losses = []
         for index, examples in enumerate(batches):
-            self.heartbeat.beat(number, index)
+            self.heartbeat.beat(number, 2 * index)
             with self._synchronised_on_last(index == len(batches) - 1):
-                summed = self.phase.loss(self.model, self.collate(examples))
+                summed = self.loss(self.collate(examples))
+                self.heartbeat.beat(number, 2 * index + 1)  # from here on it may wait for others
                 # Strategies average gradients over devices; the step's mean is over tokens, so undo that.
                 self.manual_backward(summed * (self.trainer.world_size / max(1, weight)))
             losses.append(summed.detach())
-            self._refuse_nan(losses[-1], examples, number)
+            _refuse_nan(losses[-1], self.examples, examples, number)
         return losses
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The phase's loss in the stage's precision, wherever in the loop it is asked for."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.phase.loss(self.model, batch)
 
     def _synchronised_on_last(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients travel between devices once a step, with its last micro-batch."""
@@ -200,17 +206,8 @@ class Learner(L.LightningModule):
             return model.no_sync()
         return contextlib.nullcontext()
 
-    def _refuse_nan(self, loss: Tensor, examples: NDArray[np.int64], number: int) -> None:
-        if not torch.isfinite(loss):
-            places = [self.examples.place(int(index)) for index in examples]
-            raise RunFailed.at(
-                f"step {number}",
-                f"the loss of these rows is {float(loss)}: {', '.join(places[:20])}",
-                "look at these rows (tutelage data show), lower the learning rate, or use precision: fp32",
-            )
-
     def _sum_over_devices(self, losses: list[Tensor], weight: int, number: int) -> float:
-        self.heartbeat.beat(number, len(losses))
+        self.heartbeat.beat(number, 2 * len(losses))
         total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
         if self.trainer.world_size > 1:
             dist.all_reduce(total)
@@ -240,9 +237,11 @@ class Learner(L.LightningModule):
         )
         total = torch.zeros((), dtype=torch.float64, device="cpu")
         for index, examples in enumerate(shares[self.global_rank]):
-            self.heartbeat.beat(self.progress.step, -1 - index)
+            self.heartbeat.beat(self.progress.step, EVALUATION + index)
             batch = collate(held_out, list(examples), packed=self.packed, filler=self.filler).to(self.device)
-            total += self.phase.loss(self.model, batch).double().cpu()
+            summed = self.loss(batch)
+            _refuse_nan(summed, held_out, examples, self.progress.step)
+            total += summed.double().cpu()
         if self.trainer.world_size > 1:
             total = total.to(self.device if self.device.type == "cuda" else "cpu")
             dist.all_reduce(total)
@@ -262,7 +261,8 @@ class Steps:
         return self.plan.iterate(self.after)
 
     def __len__(self) -> int:
-        return len(self.plan) - self.after
+        # Over nothing, Lightning would start no loop, and the last checkpoint would never be restored.
+        return max(1, len(self.plan) - self.after)
 
 
 def schedule(settings: Trainer, step: int, steps: int) -> float:
@@ -278,6 +278,16 @@ def schedule(settings: Trainer, step: int, steps: int) -> float:
     done = (step - warmup) / max(1, steps - warmup + 1)
     fall = 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done
     return settings.final_learning_rate + (1 - settings.final_learning_rate) * fall
+
+
+def _refuse_nan(loss: Tensor, store: Examples, examples: NDArray[np.int64], number: int) -> None:
+    if not torch.isfinite(loss):
+        places = [store.place(int(index)) for index in examples]
+        raise RunFailed.at(
+            f"step {number}",
+            f"the loss of these rows is {float(loss)}: {', '.join(places[:20])}",
+            "look at these rows (tutelage data show), lower the learning rate, or use precision: fp32",
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

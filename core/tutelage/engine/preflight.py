@@ -3,95 +3,156 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from tutelage.config import convert_into, item_label
+from tutelage.data.preparing import Prepared, look_through
 from tutelage.engine.context import model_of, prepare_data
 from tutelage.engine.devices import Devices, choose_devices, micro_batch_tokens
 from tutelage.errors import Problem, TutelageError
 from tutelage.models import locating
-from tutelage.models.loading import load_tokenizer, meta_model
+from tutelage.models.loading import load_config, load_tokenizer, meta_model
 from tutelage.phase import TrainingPhase
 from tutelage.plugins import Host
-from tutelage.recipe import Resolved, Stage
+from tutelage.recipe import Data, Resolved, Stage, mappings, spelled_out
+from tutelage.runs.listing import runs_root
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+_LEAST_ROOM = 100.0 * 2**20
+"For records, events, metrics and reports, and for what adapters learn."
 
 
-class _Preflight:
-    def __init__(self, resolved: Resolved, host: Host) -> None:
-        self.resolved = resolved
-        self.host = host
+class _Findings:
+    """Problems as they are found; whatever is looked at next is looked at all the same."""
+
+    def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.data: dict[str, Any] = {}
+        self.room_needed = _LEAST_ROOM
+        "Bytes that the run will write."
 
     def add(self, place: str, wrong: str, fix: str = "") -> None:
-        self.problems.append(Problem(place=place, wrong=wrong, fix=fix))
+        self.extend([Problem(place=place, wrong=wrong, fix=fix)])
 
-    def attempt(self, work: Any, *arguments: Any, **options: Any) -> Any:
+    def extend(self, problems: list[Problem]) -> None:
+        """What two stages have in common is told once."""
+        self.problems += [problem for problem in problems if problem not in self.problems]
+
+    def attempt(self, work: Callable[..., T], *arguments: Any) -> T | None:
         """Do it; what it can't do becomes problems, and None."""
         try:
-            return work(*arguments, **options)
+            return work(*arguments)
         except TutelageError as error:
-            self.problems += [problem for problem in error.problems if problem not in self.problems]
+            self.extend(error.problems)
             return None
 
-    def stage(self, stage: Stage) -> None:
-        """Everything about one stage."""
-        place = f"stages.{stage.name}"
-        phase, adapter = self.resolved.phases[stage.name], self.resolved.adapters[stage.name]
-        if phase.needs_data and stage.data is None:
-            self.add(
-                f"{place}.data",
-                "missing",
-                f"the phase {phase.name} needs data: name a file, a folder or hub:OWNER/NAME",
-            )
-        if missing := adapter.missing():
-            self.add(f"{place}.adapter", missing)
-        devices = self.attempt(choose_devices, stage.trainer, f"{place}.trainer")
-        located = self.attempt(self._model, stage)
-        if located is None:
-            return
-        tokenizer = self.attempt(load_tokenizer, located, self.resolved.recipe.tokenizer, self.resolved.base)
-        model = self.attempt(meta_model, located)
-        if model is not None and not missing:
-            self.problems += adapter.check(model, f"{place}.adapter")
-        if model is not None:
-            self._context(stage, model)
-        if tokenizer is not None and stage.data is not None and isinstance(phase, TrainingPhase):
-            prepared = self.attempt(prepare_data, self.resolved, stage, located, tokenizer, self.host)
-            if prepared is not None:
-                self.data[stage.name] = msgspec.to_builtins(prepared.report)
-        if model is not None and devices is not None:
-            self._memory(stage, model, devices)
 
-    def _model(self, stage: Stage) -> locating.Located | None:
+class _StageCheck:
+    """Everything about one stage."""
+
+    def __init__(self, found: _Findings, resolved: Resolved, stage: Stage, host: Host) -> None:
+        self.found = found
+        self.resolved = resolved
+        self.stage = stage
+        self.host = host
+        self.place = f"stages.{stage.name}"
+        self.phase, self.adapter = resolved.phases[stage.name], resolved.adapters[stage.name]
+
+    def run(self) -> None:
+        """Add what is wrong to the findings."""
+        self._settings()
+        missing = self.adapter.missing()
+        if missing:
+            self.found.add(f"{self.place}.adapter", missing)
+        devices = self.found.attempt(choose_devices, self.stage.trainer, f"{self.place}.trainer")
+        located = self.found.attempt(self._locate)
+        tokenizer = model = None
+        if located is not None and self.found.attempt(load_config, located) is not None:
+            tokens, base = self.resolved.recipe.tokenizer, self.resolved.base
+            tokenizer = self.found.attempt(load_tokenizer, located, tokens, base)
+            model = self.found.attempt(meta_model, located)
+        if model is not None and not missing:
+            self.found.extend(self.adapter.check(model, f"{self.place}.adapter"))
+        self._data(located, tokenizer, model)
+        if model is not None and devices is not None:
+            self._memory(model, devices)
+
+    def _settings(self) -> None:
+        """What in the recipe does not go together."""
+        trainer, data = self.stage.trainer, self.stage.data
+        if self.phase.needs_data and data is None:
+            fix = f"the phase {self.phase.name} needs data: name a file, a folder or hub:OWNER/NAME"
+            self.found.add(f"{self.place}.data", "missing", fix)
+        if trainer.patience and data is not None and not (data.eval or data.eval_split):
+            fix = "give data.eval or data.eval_split, or leave patience out"
+            self.found.add(f"{self.place}.trainer.patience", "there is nothing to evaluate on", fix)
+        if trainer.packing is True and not self.adapter.packs:
+            wrong = f"the adapter {self.adapter.name} puts its own tokens before every example"
+            self.found.add(f"{self.place}.trainer.packing", wrong, "use packing: auto, or another adapter")
+        if self.resolved.recipe.tokenizer.add and not self.adapter.learns_tokens:
+            wrong = f"the adapter {self.adapter.name} of the stage {self.stage.name} learns no embeddings of new tokens"
+            self.found.add("tokenizer.add", wrong, "use lora or full, or add no tokens")
+        self.found.extend(self.phase.check(self.stage, self.place))
+
+    def _locate(self) -> locating.Located:
         """The stage's model; for one that an earlier stage will make, that of the recipe, which has the same shape."""
-        reference = model_of(self.resolved, stage, None)
+        reference = model_of(self.resolved, self.stage, None)
         if reference.startswith("stage:"):
             reference = self.resolved.recipe.model
-        place = f"stages.{stage.name}.model" if stage.model else "model"
+        place = f"{self.place}.model" if self.stage.model else "model"
         located = locating.locate(reference, self.resolved.base, place, self.host)
         locating.available(located, place)
         return locating.fetch(located, place)
 
-    def _context(self, stage: Stage, model: nn.Module) -> None:
+    def _data(
+        self, located: locating.Located | None, tokenizer: PreTrainedTokenizerBase | None, model: nn.Module | None
+    ) -> None:
+        if self.stage.data is None or not isinstance(self.phase, TrainingPhase):
+            return
+        if located is None or tokenizer is None:  # rows can be read all the same
+            self.found.attempt(look_through, self.stage.data, self.resolved.base, self.host, f"{self.place}.data")
+            return
+        if self.phase.needs_chat_template and not tokenizer.chat_template:
+            wrong = f"{located.path} has none, and the phase {self.phase.name} needs one"
+            self.found.add("tokenizer.chat_template", wrong, "name a Jinja file")
+        prepared = self.found.attempt(prepare_data, self.resolved, self.stage, located, tokenizer, self.host)
+        if prepared is not None:
+            self.found.data[self.stage.name] = msgspec.to_builtins(prepared.report)
+            if model is not None:
+                self._context(prepared, model)
+
+    def _context(self, prepared: Prepared, model: nn.Module) -> None:
+        """Refuse examples that the model can't see whole."""
         described: Any = model
         window = getattr(described.config.get_text_config(), "max_position_embeddings", None)
-        if isinstance(window, int) and stage.trainer.max_length > window:
-            wrong = f"{stage.trainer.max_length} tokens are more than the {window} that the model can see"
-            self.add(f"stages.{stage.name}.trainer.max_length", wrong, f"use at most {window}")
+        parts = [prepared.train, *([prepared.eval] if prepared.eval else [])]
+        longest = max(parts, key=lambda part: int(part.lengths.max(initial=0)))
+        if not isinstance(window, int):
+            return
+        window -= self.adapter.tokens_added
+        if window < 1 or longest.lengths.max(initial=0) <= window:  # the adapter's own check tells of the former
+            return
+        index = int(longest.lengths.argmax())
+        wrong = f"{longest.place(index)} has {longest.lengths[index]:,} tokens and the model can see {window:,}"
+        fix = f"set trainer.max_length to at most {window:,}; what becomes of longer rows is data.too_long"
+        self.found.add(f"{self.place}.trainer.max_length", wrong, fix)
 
-    def _memory(self, stage: Stage, model: nn.Module, devices: Devices) -> None:
-        needed, available = memory_needed(self.resolved, stage, model, devices), memory_available(devices)
+    def _memory(self, model: nn.Module, devices: Devices) -> None:
+        needed, available = memory_needed(self.resolved, self.stage, model, devices), memory_available(devices)
         if needed > available:
             wrong = f"needs about {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are there"
             fix = "use adapter: lora or qlora, a smaller model, precision: bf16, or strategy: fsdp over more devices"
-            self.add(f"stages.{stage.name}", wrong, fix)
+            self.found.add(self.place, wrong, fix)
+        self.found.room_needed += room_needed(self.resolved, self.stage, model)
 
 
 def preflight(resolved: Resolved, host: Host, out: Path | None) -> tuple[list[Problem], list[str], dict[str, Any]]:
@@ -100,7 +161,7 @@ def preflight(resolved: Resolved, host: Host, out: Path | None) -> tuple[list[Pr
     Returns:
         problems, notes, and each stage's data report as plain data.
     """
-    found = _Preflight(resolved, host)
+    found = _Findings()
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         fix = "name another folder, or go on with an unfinished run: tutelage resume"
         found.add(str(out), "is not an empty folder", fix)
@@ -108,9 +169,31 @@ def preflight(resolved: Resolved, host: Host, out: Path | None) -> tuple[list[Pr
         if missing := tracker.missing():
             found.add(f"trackers.{index}", missing)
     for stage in resolved.recipe.stages:
-        found.stage(stage)
+        _StageCheck(found, resolved, stage, host).run()
     _room(found, out)
     return found.problems, found.notes, found.data
+
+
+def preflight_of_parts(data: dict[str, Any], base: Path, host: Host) -> list[Problem]:
+    """What is wrong with the models and the data that a recipe names which can't be resolved itself.
+
+    So that a person who mistyped one field hears of a missing file in the same go.
+    """
+    found = _Findings()
+    data = spelled_out(data)
+    models = [("model", data.get("model"))]
+    for index, stage in enumerate(mappings(data.get("stages"))):
+        place = f"stages.{item_label(stage, index)}"
+        models.append((f"{place}.model", stage.get("model")))
+        settings = convert_into([], stage.get("data"), Data, f"{place}.data")
+        if settings is not None:
+            found.attempt(look_through, settings, base, host, f"{place}.data")
+    for place, reference in models:
+        if isinstance(reference, str) and reference and not reference.startswith("stage:"):
+            located = found.attempt(locating.locate, reference, base, place, host)
+            if located is not None:
+                found.attempt(locating.available, located, place)
+    return found.problems
 
 
 def memory_needed(resolved: Resolved, stage: Stage, model: nn.Module, devices: Devices) -> float:
@@ -141,9 +224,24 @@ def memory_available(devices: Devices) -> float:
     return float(psutil.virtual_memory().available) / devices.count
 
 
-def _room(found: _Preflight, out: Path | None) -> None:
-    folder = (out or Path.cwd()).resolve()
+def room_needed(resolved: Resolved, stage: Stage, model: nn.Module) -> float:
+    """A low guess of the bytes that a stage writes.
+
+    Where every weight learns, a checkpoint has it and two moments in float32, one checkpoint more than is kept is there
+    while the newest is written, and the artifact has the weights. What an adapter writes is small beside that.
+    """
+    if resolved.adapters[stage.name].artifact != "model":
+        return 0.0
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 4.0 * parameters * (3 * (stage.trainer.keep_checkpoints + 1) + 1)
+
+
+def _room(found: _Findings, out: Path | None) -> None:
+    folder = (out or runs_root()).absolute()
     while not folder.exists():
         folder = folder.parent
-    if shutil.disk_usage(folder).free < 100 * 2**20:
-        found.add(str(folder), "has less than 100 MiB of room left", "free some, or put the run elsewhere with --out")
+    free = shutil.disk_usage(folder).free
+    if free < found.room_needed:
+        wrong = f"has {free / 2**30:.1f} GiB of room left and the run will need about {found.room_needed / 2**30:.1f}"
+        fix = "free some, put the run elsewhere with --out, or lower trainer.keep_checkpoints"
+        found.add(str(folder), wrong, fix)

@@ -15,22 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from tutelage.engine.checkpoints import learnt_weights
+from tutelage.engine.checkpoints import LEARNT, is_sharded, learnt_weights, unwritable, whole_weights
 from tutelage.engine.devices import peak_memory_gib
 from tutelage.errors import RunFailed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tutelage.adapter import Adapter
     from tutelage.data.batches import Examples
     from tutelage.engine.learner import Learner
 
-LARGEST_SHARE = 0.03
+LARGEST_SHARE = 0.02
+"Of the planned tokens, for the steps; as many may be evaluated, at about a third of a step's cost."
 
 
-def rehearse(learner: Learner, held_out: Examples | None, folder: Path, *, keep: int) -> dict[str, Any]:
+def rehearse(
+    learner: Learner, adapter: Adapter, held_out: Examples | None, folder: Path, *, keep: int
+) -> dict[str, Any]:
     """Try a run's steps, evaluation and save; `folder` is where its checkpoints will lie.
 
     Returns:
@@ -45,7 +50,7 @@ def rehearse(learner: Learner, held_out: Examples | None, folder: Path, *, keep:
     evaluated = 0
     if held_out is not None and steps:
         evaluated = _try_evaluation(learner, held_out)
-    _try_save(learner, folder)
+    _try_save(learner, adapter, folder)
     torch.set_rng_state(random_state)
     return {
         "steps": steps,
@@ -68,6 +73,7 @@ def _try_steps(learner: Learner) -> tuple[int, int]:
     world = learner.trainer.world_size
     for steps in (2, 1):
         most = min(learner.progress.micro_batch_tokens * world, learner.settings.tokens_per_step)
+        most = max(most, int(learner.lengths.max()))
         rows = longest_rows(learner.examples, min(int(budget / steps), most))
         if len(rows):
             break
@@ -89,8 +95,8 @@ def _try_steps(learner: Learner) -> tuple[int, int]:
 
 
 def _try_evaluation(learner: Learner, held_out: Examples) -> int:
-    budget = min(LARGEST_SHARE * learner.plan.tokens, learner.progress.micro_batch_tokens)
-    rows = longest_rows(held_out, int(budget))
+    most = max(learner.progress.micro_batch_tokens, int(held_out.lengths.max()))
+    rows = longest_rows(held_out, min(int(LARGEST_SHARE * learner.plan.tokens), most))
     if len(rows):
         learner.evaluate(_Part(held_out, rows))
     return int(held_out.lengths[rows].sum())
@@ -128,25 +134,29 @@ def _require_room(learner: Learner, folder: Path, keep: int) -> None:
         )
 
 
-def _try_save(learner: Learner, folder: Path) -> None:
-    """Write the learnt weights as a checkpoint does, and read them back."""
-    from safetensors.torch import save_file
-
-    weights = learnt_weights(learner.model)
-    if not learner.trainer.is_global_zero:
+def _try_save(learner: Learner, adapter: Adapter, folder: Path) -> None:
+    """Write what a checkpoint and the artifact will hold, and read both back."""
+    writes = learner.trainer.is_global_zero
+    learnt = learnt_weights(learner.model, wanted=writes)
+    gathered = None
+    if is_sharded(learner.model):
+        gathered = learnt if adapter.artifact == "adapter" else whole_weights(learner.model, wanted=writes)
+    if not writes:
         return
-    file = folder / ".rehearsal.safetensors"
+    place = folder / ".rehearsal"
     try:
-        save_file(weights, file)
-        read = load_file(file)
-        differing = [name for name, weight in weights.items() if not torch.equal(weight.cpu(), read[name])]
-    except OSError as error:
-        raise RunFailed.at(
-            str(folder), f"a checkpoint can't be written: {error.strerror}", "is the disk full?"
-        ) from None
+        place.mkdir()
+        save_file(learnt, place / LEARNT)
+        with safe_open(place / LEARNT, framework="pt") as read:
+            differing = [name for name, weight in learnt.items() if not torch.equal(weight, read.get_tensor(name))]
+        adapter.save(learner.model, place / "artifact", gathered)
+        for file in (place / "artifact").glob("*.safetensors"):
+            with safe_open(file, framework="pt") as read:
+                differing += [name for name in read.keys() if not read.get_tensor(name).isfinite().all()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error) from None
     finally:
-        file.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
     if differing:
-        raise RunFailed.at(
-            str(folder), f"{differing[0]} was read back from disk with other values", "is the disk sound?"
-        )
+        wrong = f"{differing[0]} was read back from disk with other values"
+        raise RunFailed.at(str(folder), wrong, "is the disk sound?")

@@ -88,7 +88,15 @@ def _recorded(run: RunFolder) -> Iterator[None]:
                 run.update_stage(stage.name, state=state, ended=now())
         run.update(state=state, reason=reason)
         run.event("run_finished", **run.outcome())
+        _report(run)
+
+
+def _report(run: RunFolder) -> None:
+    """Write the report; that it can't be written changes nothing in how the run ended."""
+    try:
         write_report(run)
+    except Exception as error:
+        run.event("notice", text=f"the report can't be written: {type(error).__name__}: {error}")
 
 
 class _Recorder:

@@ -21,12 +21,13 @@ from tutelage.engine.checkpoints import Progress
 from tutelage.engine.context import StageContext
 from tutelage.engine.devices import micro_batch_tokens, peak_memory_gib
 from tutelage.engine.forward import base_of
-from tutelage.engine.heartbeat import Heartbeat
+from tutelage.engine.heartbeat import COMPILING, Heartbeat
 from tutelage.engine.interrupts import Interrupts
 from tutelage.engine.keeping import save_and_verify
-from tutelage.engine.learner import Learner, Steps
+from tutelage.engine.learner import Learner, Steps, is_out_of_memory
 from tutelage.engine.rehearsal import rehearse
 from tutelage.engine.sharding import shard
+from tutelage.engine.tracking import Trackers
 from tutelage.errors import RunFailed, RunStopped, TutelageError
 from tutelage.models.loading import load_model, resize_for
 from tutelage.phase import Artifact, TrainingPhase
@@ -67,10 +68,11 @@ def train_stage(phase: TrainingPhase, context: StageContext) -> Artifact:
         packed=built.packed,
         filler=_filler(context),
         notice=lambda text: context.emit("notice", text=text),
-        heartbeat=Heartbeat(context.folder / "ranks", _rank()),
+        heartbeat=Heartbeat(context.folder / "ranks", _rank(), slowest=COMPILING if settings.compile else 0.0),
         shard=shard if context.devices.strategy == "fsdp" else None,
     )
-    loop = TrainingLoop(context, learner, checkpoint, folder)
+    trackers = Trackers(context.trackers if _rank() == 0 else (), learner.notice)
+    loop = TrainingLoop(context, learner, checkpoint, folder, trackers)
     trainer = L.Trainer(
         accelerator="gpu" if context.devices.accelerator == "cuda" else context.devices.accelerator,
         devices=context.devices.count,
@@ -85,12 +87,28 @@ def train_stage(phase: TrainingPhase, context: StageContext) -> Artifact:
         use_distributed_sampler=False,
         default_root_dir=context.folder,
     )
-    trainer.fit(learner, Steps(plan, progress.step))
-    if loop.interrupts.received is not None:
-        raise _stopped(loop.interrupts.received, context)
-    if not progress.finished:
-        raise RunFailed.at(context.stage.name, f"training ended at step {progress.step} of {len(plan)}")
-    return _keep(context, learner, loop, built.attention)
+    with trackers.told_the_end():
+        _fit(trainer, learner, Steps(plan, progress.step), context)
+        if loop.interrupts.received is not None:
+            raise _stopped(loop.interrupts.received, context)
+        if not progress.finished:
+            raise RunFailed.at(context.stage.name, f"training ended at step {progress.step} of {len(plan)}")
+        return _keep(context, learner, folder / "best", built.attention)
+
+
+def _fit(trainer: L.Trainer, learner: Learner, steps: Steps, context: StageContext) -> None:
+    try:
+        trainer.fit(learner, steps)
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed.at(
+            context.stage.name,
+            "memory does not suffice for the weights with their gradients and optimizer state",
+            "use adapter: lora or qlora, a smaller model, or a larger device",
+        ) from error
 
 
 def plan_of(context: StageContext) -> Plan:
@@ -124,7 +142,11 @@ def build_model(context: StageContext) -> BuiltModel:
     """
     settings = context.stage.trainer
     devices = context.devices
-    base = load_model(context.model, dtype=devices.frozen_dtype, **context.adapter.loading(devices.frozen_dtype))
+    whole = context.adapter.artifact == "model"  # then weights learn, and are never rounded to what frozen ones are
+    dtype = torch.float32 if whole else devices.frozen_dtype
+    if devices.accelerator == "cuda":  # where bitsandbytes loads 4-bit weights to
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    base = load_model(context.model, dtype=dtype, **context.adapter.loading(devices.frozen_dtype))
     resize_for(base, context.tokenizer)
     _no_dropout(base)
     attention = base.config._attn_implementation
@@ -138,7 +160,7 @@ def build_model(context: StageContext) -> BuiltModel:
             why = f"the adapter {context.adapter.name} puts its own tokens before every example"
         raise TutelageError.at(place, why, "use packing: auto, which falls back to one example a row")
     if settings.activation_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.gradient_checkpointing_enable({"use_reentrant": False})
     model = context.adapter.attach(base, context.tokenizer, context.new_tokens)
     if settings.activation_checkpointing and hasattr(base, "enable_input_require_grads"):
         base.enable_input_require_grads()
@@ -151,8 +173,11 @@ def build_model(context: StageContext) -> BuiltModel:
 class TrainingLoop(L.Callback):
     """What happens around the steps: rehearsal, checkpoints, evaluation, events, trackers, and stopping when asked."""
 
-    def __init__(self, context: StageContext, learner: Learner, checkpoint: Path | None, folder: Path) -> None:
+    def __init__(
+        self, context: StageContext, learner: Learner, checkpoint: Path | None, folder: Path, trackers: Trackers
+    ) -> None:
         self.context = context
+        self.trackers = trackers
         self.learner = learner
         self.checkpoint = checkpoint
         self.folder = folder
@@ -160,7 +185,6 @@ class TrainingLoop(L.Callback):
         assert context.data is not None
         self.held_out: Examples | None = context.data.eval
         self.evaluations = _evaluation_steps(learner, context)
-        self.metrics: dict[str, float] = {}
         self._writes = False
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -173,7 +197,7 @@ class TrainingLoop(L.Callback):
         self._announce()
         if self.checkpoint is None and self.context.stage.trainer.rehearsal:
             keep = self.context.stage.trainer.keep_checkpoints
-            told = rehearse(self.learner, self.held_out, self.folder, keep=keep)
+            told = rehearse(self.learner, self.context.adapter, self.held_out, self.folder, keep=keep)
             self._emit("rehearsal", **told)
         if progress.finished or progress.step >= len(self.learner.plan):
             progress.finished = True
@@ -183,6 +207,7 @@ class TrainingLoop(L.Callback):
         """After a step: tell, evaluate, save, and see whether to stop."""
         progress, settings = self.learner.progress, self.context.stage.trainer
         last = progress.step == len(self.learner.plan)
+        progress.metrics["loss"] = self.learner.last["loss"]
         self._tell_step()
         improved = False
         if progress.step in self.evaluations and self.held_out is not None:
@@ -235,13 +260,12 @@ class TrainingLoop(L.Callback):
             packed=self.learner.packed,
             micro_batch_tokens=self.learner.progress.micro_batch_tokens,
         )
-        for tracker in context.trackers:
-            tracker.start(
-                context.folder,
-                f"{context.run.path.name}/{context.stage.name}",
-                context.run.recipe,
-                self.learner.progress.step,
-            )
+        self.trackers.start(
+            context.folder,
+            f"{context.run.path.name}/{context.stage.name}",
+            context.run.recipe,
+            self.learner.progress.step,
+        )
 
     def _tell_step(self) -> None:
         if not self._writes:
@@ -250,26 +274,26 @@ class TrainingLoop(L.Callback):
         told["memory_gib"] = peak_memory_gib(self.learner.device.type)
         step = self.learner.progress.step
         self._emit("step", step=step, steps=len(self.learner.plan), **told)
-        for tracker in self.context.trackers:
-            tracker.log(step, told)
+        self.trackers.log(step, told)
 
     def _evaluate(self) -> bool:
         """Returns whether this is the best evaluation so far."""
         assert self.held_out is not None
         progress = self.learner.progress
-        self.metrics = self.learner.evaluate(self.held_out)
-        loss = self.metrics["eval_loss"]
+        metrics = self.learner.evaluate(self.held_out)
+        progress.metrics.update(metrics)
+        loss = metrics["eval_loss"]
         improved = progress.best_eval_loss is None or loss < progress.best_eval_loss
         progress.best_eval_loss = loss if improved else progress.best_eval_loss
         progress.evaluations_without_gain = 0 if improved else progress.evaluations_without_gain + 1
         if self._writes:
-            self._emit("eval", step=progress.step, **self.metrics)
-            for tracker in self.context.trackers:
-                tracker.log(progress.step, self.metrics)
+            self._emit("eval", step=progress.step, **metrics)
+            self.trackers.log(progress.step, metrics)
         return improved
 
     def _save(self, name: str) -> None:
         started = time.perf_counter()
+        self.learner.heartbeat.rest()
         path = checkpoints.save(
             self.folder,
             name,
@@ -305,18 +329,14 @@ def _evaluation_steps(learner: Learner, context: StageContext) -> set[int]:
     return {*range(settings.eval_every, len(learner.plan) + 1, settings.eval_every), len(learner.plan)}
 
 
-def _keep(context: StageContext, learner: Learner, loop: TrainingLoop, attention: str) -> Artifact:
+def _keep(context: StageContext, learner: Learner, best: Path, attention: str) -> Artifact:
     """Save what was learnt (of the best evaluation, where patience was asked for), and prove it by reading it back."""
-    best = loop.folder / "best"
+    metrics = learner.progress.metrics
     if context.stage.trainer.patience and best.is_dir():
         checkpoints.restore(best, learner.model, None)
-        loop.metrics = {**loop.metrics, "eval_loss": checkpoints.read_progress(best).best_eval_loss or 0.0}
-    metrics = {**({"loss": learner.last["loss"]} if learner.last else {}), **loop.metrics}
+        metrics = checkpoints.read_progress(best).metrics
     base_of(learner.model).set_attn_implementation(attention)
     target = save_and_verify(context, learner.model, metrics)
-    if _rank() == 0:
-        for tracker in context.trackers:
-            tracker.finish("succeeded")
     return Artifact(context.adapter.artifact, target, metrics)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.errors import TutelageError
+from tutelage.errors import Problem, TutelageError
 from tutelage.models.locating import Located, locate_folder, refuse_pickles
 from tutelage.recipe import Tokens
 
@@ -84,15 +84,28 @@ def _load_whole(located: Located, **loading: Any) -> PreTrainedModel:
         refuse_pickles(Path(located.path), "model")
     with _explained(located, "model"), quietly():
         found: Any = AutoModelForCausalLM.from_pretrained(
-            located.path, use_safetensors=True, output_loading_info=True, **loading
+            located.path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **loading
         )
     model, info = found
-    absent = sorted({*info["missing_keys"], *(str(item[0]) for item in info["mismatched_keys"])})
-    if absent:
-        wrong = f"{located.path} lacks weights that the model needs ({len(absent)}: {', '.join(absent[:3])} …)"
-        raise TutelageError.at("model", wrong, "its files are incomplete, or it is not a causal language model")
+    _refuse_unfit(located, info)
     loaded: PreTrainedModel = keep_packing(model)
     return loaded
+
+
+def _refuse_unfit(located: Located, info: dict[str, Any]) -> None:
+    """Raises TutelageError when weights were missing, or of another shape: transformers would draw them at random."""
+    problems = []
+    if missing := sorted(info["missing_keys"]):
+        wrong = f"{located.path} lacks weights that the model needs ({len(missing)}: {', '.join(missing[:3])} …)"
+        fix = "its files are incomplete, or it is not a causal language model"
+        problems.append(Problem(place="model", wrong=wrong, fix=fix))
+    if unlike := sorted(info["mismatched_keys"], key=str):
+        name, stored, wanted = unlike[0]
+        shapes = f"{name} is {tuple(stored)} and should be {tuple(wanted)}"
+        wrong = f"{located.path} has weights of another shape than its config.json says ({len(unlike)}: {shapes} …)"
+        problems.append(Problem(place="model", wrong=wrong, fix="its config.json and its weights don't go together"))
+    if problems:
+        raise TutelageError(problems)
 
 
 def keep_packing(model: Any) -> Any:
@@ -163,20 +176,39 @@ def load_config(located: Located) -> Any:
 
 
 def meta_model(located: Located) -> nn.Module:
-    """The model without weights, on the meta device, from its config alone: for checks.
+    """The model without its weights, on the meta device: for checks.
+
+    Of weights that are here, the files' headers are read, so that what is missing, cut off or of another shape is told.
 
     Raises:
-        TutelageError: when it is no causal language model that transformers knows.
+        TutelageError: when it is no causal language model that transformers knows, or its files are not whole.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    if located.kind == "adapter":
+        _adapter_headers(Path(located.path))
+        return meta_model(base_of(Path(located.path)))
     config = load_config(located)
+    if located.kind == "model" and not hasattr(config, "quantization_config"):
+        return _load_whole(located, dtype="auto", device_map="meta")
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with _explained(located, "model"), torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config)
     return model
+
+
+def _adapter_headers(folder: Path) -> None:
+    """Raises TutelageError when an adapter's weights are no whole safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise TutelageError.at("model", f"{file} can't be read: {error}", "copy it anew; it is not whole") from None
 
 
 def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -44,6 +44,11 @@ class PromptTuning(PeftAdapter):
             if self.text and self.init != "text":
                 raise ValueError("text is given, but init is random; set init: text")
 
+    @property
+    def tokens_added(self) -> int:
+        virtual: int = self.config.virtual_tokens
+        return virtual
+
     def check(self, model: nn.Module, place: str) -> list[Problem]:
         context = getattr(model.config, "max_position_embeddings", None)
         if isinstance(context, int) and self.config.virtual_tokens >= context:

@@ -24,7 +24,7 @@ class Alpaca(DataFormat):
             prompt = f"{prompt}\n\n{given}"
         system, history = _optional_text(row, "system"), row.get("history") or []
         if not system and not history:
-            return Continuation(prompt, output)
+            return Continuation(prompt, output, gap="\n\n")
         turns = [{"role": "system", "content": system}] if system else []
         for number, pair in enumerate(_pairs(history)):
             question, answer = pair

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 
-from tutelage.plugins import host
-from tutelage_advisor.audit import checks
-
 _WHO = (
     "the gardener",
     "our neighbour",
@@ -93,13 +90,6 @@ _WHY = (
     "although nobody had asked",
     "while the children slept",
 )
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _registered() -> None:
-    """The built-in checks, also where the distribution's entry points were not installed anew."""
-    if not host().classes("check"):
-        host().register(checks, "advisor-checks")
 
 
 def sentence(random: Random) -> str:

@@ -7,17 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.plugins import host
-from tutelage_advisor.audit import checks
-
 TOPICS = ("bread", "violins", "glaciers", "ferries", "beetles", "mortgages")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _registered() -> None:
-    """The built-in checks, also where the distribution's entry points were not installed anew."""
-    if not host().classes("check"):
-        host().register(checks, "advisor-checks")
 
 
 @pytest.fixture

@@ -164,11 +164,19 @@ def test_problems_are_collected_and_good_rows_go_on(tmp_path):
     assert [problem.place for problem in problems.first] == ["x.jsonl line 2", "x.jsonl line 4"]
 
 
-def test_a_flood_of_problems_is_cut_to_20_and_the_rest_counted(tmp_path):
-    (tmp_path / "x.jsonl").write_text("nonsense\n" * 1234)
+def test_of_a_flood_of_problems_three_of_a_kind_are_told_and_the_rest_counted(tmp_path):
+    (tmp_path / "x.jsonl").write_text("nonsense\n" * 1233 + "[]\n")
     found = problems_of(tmp_path, "x.jsonl")
-    assert len(found) == 21
-    assert found[-1] == "x.jsonl: and 1,214 more rows with problems"
+    assert [line.partition(":")[0] for line in found] == [*(f"x.jsonl line {n}" for n in (1, 2, 3, 1234)), "x.jsonl"]
+    assert found[-1] == "x.jsonl: and 1,230 more rows with problems"
+
+
+def test_of_many_kinds_of_problems_twenty_are_told():
+    problems = RowProblems()
+    for number in range(50):
+        problems.add(f"x line {number}", f"is wrong in way {number}")
+    assert len(problems.listed("x")) == 21
+    assert str(problems.listed("x")[-1]) == "x: and 30 more rows with problems"
 
 
 @pytest.mark.parametrize(

@@ -190,10 +190,13 @@ def test_patience_stops_early_and_keeps_the_best(tiny_model, tmp_path):
 
 def test_a_stalled_rank_is_named_with_its_stack(tiny_model, tmp_path, monkeypatch, odd_phases):
     monkeypatch.setenv("TUTELAGE_STALL_SECONDS", "4")
-    made = recipe(tiny_model("qwen2"), write_chats(tmp_path / "chats.jsonl"), max_steps=3, devices=2, rehearsal=False)
+    data = write_chats(tmp_path / "chats.jsonl")
+    made = recipe(
+        tiny_model("qwen2"), data, max_steps=3, devices=2, rehearsal=False, tokens_per_micro_batch=1024
+    )  # one micro-batch a step
     made["stages"][0]["phase"] = "sleeper"
     run = tmp_path / "run"
-    child = in_child(train_or_resume, made, str(run))
+    child = in_child(train_or_resume, made, str(run), method="spawn")
     until = time.monotonic() + 120
     stalled: dict = {}
     while time.monotonic() < until and stalled.get("step") != 2:
@@ -204,6 +207,7 @@ def test_a_stalled_rank_is_named_with_its_stack(tiny_model, tmp_path, monkeypatc
     child.join()
     assert (stalled["rank"], stalled["step"]) == (1, 2)
     assert "in loss" in stalled["stack"]
+    assert {event["rank"] for event in events(run, "stalled")} == {1}  # the other only waits
 
 
 def test_frozen_weights_are_bf16_and_learnt_ones_float32(tiny_model, tmp_path):

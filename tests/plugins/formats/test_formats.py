@@ -85,9 +85,13 @@ GOOD = [
         {"prompt": [*HI, HI[0]], "completion": HI[1:]},
         Conversation([HI[0], {**HI[1], "weight": 0}, *HI]),
     ),
-    ("alpaca", {"instruction": "Add", "input": "1 2", "output": "3"}, Continuation("Add\n\n1 2", "3")),
-    ("alpaca", {"instruction": "Add 1 2", "input": "", "output": "3"}, Continuation("Add 1 2", "3")),
-    ("alpaca", {"instruction": "Add 1 2", "input": None, "output": "3", "history": []}, Continuation("Add 1 2", "3")),
+    ("alpaca", {"instruction": "Add", "input": "1 2", "output": "3"}, Continuation("Add\n\n1 2", "3", gap="\n\n")),
+    ("alpaca", {"instruction": "Add 1 2", "input": "", "output": "3"}, Continuation("Add 1 2", "3", gap="\n\n")),
+    (
+        "alpaca",
+        {"instruction": "Add 1 2", "input": None, "output": "3", "history": []},
+        Continuation("Add 1 2", "3", gap="\n\n"),
+    ),
     (
         "alpaca",
         {"instruction": "Hi", "output": "Hello", "system": "S", "history": [["One", "Two"]]},

@@ -1,10 +1,9 @@
-"""The built-in data checks, registered as any plugin's are."""
+"""The built-in data checks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tutelage.plugins import hookimpl
 from tutelage_advisor.audit.checks.answers import Boilerplate, CutAnswer, EmptyAnswer, Refusals
 from tutelage_advisor.audit.checks.bias import Counterfactuals, GroupImbalance, Stereotypes
 from tutelage_advisor.audit.checks.consistency import AnswerFormat, Labels
@@ -19,8 +18,6 @@ from tutelage_advisor.audit.checks.shape import Malformed, MixedFormats, Roles
 from tutelage_advisor.audit.checks.toxicity import Toxicity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tutelage.datacheck import DataCheck
 
 CHECKS: tuple[type[DataCheck], ...] = (
@@ -50,10 +47,3 @@ CHECKS: tuple[type[DataCheck], ...] = (
     Counterfactuals,
     Licence,
 )
-
-
-@hookimpl
-def register_checks(register: Callable[[type[DataCheck]], None]) -> None:
-    """Bring the built-in checks."""
-    for check in CHECKS:
-        register(check)

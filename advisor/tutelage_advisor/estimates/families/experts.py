@@ -7,7 +7,6 @@ import msgspec
 from tutelage_advisor.estimates.architecture import Architecture, Experts
 from tutelage_advisor.estimates.families.common import Config, Layers, NotCoveredError, add_gated_mlp, llama_like
 
-
 MIXTRAL_NAMES = {"w1": "gate_up", "w3": "gate_up", "w2": "down", "gate": "router"}
 QWEN_NAMES = {"gate_proj": "gate_up", "up_proj": "gate_up", "down_proj": "down", "gate": "router"}
 "By what names PEFT still finds fused experts, in Mixtral and in what it treats like Qwen2-MoE."
@@ -47,6 +46,10 @@ def _all_experts(
     return msgspec.structs.replace(base, linears=linears, experts=experts, other=other, mlp_width=active * width)
 
 
+def _experts(layers: int, number: int, active: int, width: int, hidden: int, names: dict[str, str]) -> Experts | None:
+    return Experts(layers, number, active, width, layers * number * 3 * hidden * width, names) if layers else None
+
+
 def _gpt_oss(config: Config) -> Architecture:
     bias = bool(config.get("attention_bias", True))
     base = llama_like({"head_dim": 64, "sliding_window": 128, **config}, bias=bias, output_bias=bias, window_pattern=2)
@@ -75,7 +78,7 @@ def _qwen_moe(config: Config, base: Architecture, number: int, active: int, shar
     return msgspec.structs.replace(
         base,
         linears=layers.linears,
-        experts=Experts(sparse, number, active, width, sparse * number * 3 * hidden * width, {} if shared else QWEN_NAMES),
+        experts=_experts(sparse, number, active, width, hidden, {} if shared else QWEN_NAMES),
         other=base.other + sparse * number * hidden,
         mlp_width=mean,
     )
@@ -133,7 +136,7 @@ def _deepseek(config: Config) -> Architecture:
         embedding=vocabulary * hidden,
         other=norms + sparse * number * hidden,
         tied=tied,
-        experts=Experts(sparse, number, active, width, sparse * number * 3 * hidden * width, QWEN_NAMES),
+        experts=_experts(sparse, number, active, width, hidden, QWEN_NAMES),
         norms=2 + (latent + int(query_latent or 0)) / hidden,
         mlp_width=(dense * int(config["intermediate_size"]) + sparse * (active * width + shared)) // count,
         cached=latent + rope,
