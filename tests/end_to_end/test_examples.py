@@ -19,6 +19,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 RECIPES = [*EXAMPLES, ROOT / "examples" / "demo" / "recipe.yaml"]
 TUTELAGE = Path(sys.executable).with_name("tutelage")
 PROMPT = "Paid Jackson Taxi $12.50 for a ride to the airport on 3 May 2024."
+NEW_TOKENS = 12
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -58,13 +59,16 @@ def test_example_trains_and_plain_libraries_answer_alike(path, tmp_path):
     ]
     assert losses[-1] < losses[0]
 
-    command = [TUTELAGE, "generate", run, "--prompt", PROMPT, "--max-new-tokens", "24", "--json"]
+    command = [TUTELAGE, "generate", run, "--prompt", PROMPT, "--max-new-tokens", str(NEW_TOKENS), "--json"]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(told.stdout)["answer"] == plain_answer(stage["artifact"], stage["kind"])
 
 
 def plain_answer(folder: str, kind: str) -> str:
-    """The greedy answer to PROMPT by transformers and peft alone."""
+    """The greedy answer to PROMPT by transformers and peft alone, a whole forward pass for every token.
+
+    peft's own `generate` (0.21) loses a soft prompt after the first token.
+    """
     import torch
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,7 +77,11 @@ def plain_answer(folder: str, kind: str) -> str:
     model = loader.from_pretrained(folder, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": PROMPT}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    with torch.no_grad():
-        written = model.generate(**ids, max_new_tokens=24, do_sample=False)
-    return tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    written: list[int] = []
+    while len(written) < NEW_TOKENS and tokenizer.eos_token_id not in written:
+        with torch.no_grad():
+            whole = torch.tensor([[*ids, *written]])
+            logits = model(input_ids=whole, attention_mask=torch.ones_like(whole)).logits
+        written.append(int(logits[0, -1].argmax()))
+    return tokenizer.decode(written, skip_special_tokens=True)

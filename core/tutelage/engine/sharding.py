@@ -17,7 +17,9 @@ def shard(model: nn.Module, mesh: Any) -> None:
     data = mesh["data_parallel"]
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=data)
-    fully_shard(model, mesh=data)
+    # Else an evaluation, which no backward pass follows, would leave what remains gathered: a checkpoint written then
+    # would find parameters that the optimizer doesn't know, and lose their moments.
+    fully_shard(model, mesh=data, reshard_after_forward=True)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -77,6 +77,35 @@ def test_killed_after_stopping_early(tiny_model, tmp_path, chats):
     assert len(events(part.folder, "step")) == last
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_resume_after_an_evaluation(tiny_model, tmp_path, chats, strategy):
+    """A checkpoint written right after an evaluation holds the moments of every weight, sharded or not."""
+    made = recipe(
+        tiny_model("llama-untied"),
+        chats,
+        adapter="full",
+        devices=2,
+        strategy=strategy,
+        max_steps=6,
+        eval_every=1,
+        checkpoint_every=1,
+    )
+    whole = tutelage.train(made, out=tmp_path / "whole").folder
+    checkpoint = whole / "stages" / "tune" / "checkpoints" / "step-00000006"
+    names = set(load_file(checkpoint / "learnt.safetensors"))
+    assert set(load_file(checkpoint / "optimizer.safetensors")) == {
+        f"{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq") for name in names
+    }
+    run = tmp_path / "run"
+    child = in_child(train_or_resume, made, str(run))
+    while not (run / "events.jsonl").is_file() or not events(run, "checkpoint"):
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert tutelage.resume(run).state == "succeeded"
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-6)
+
+
 @given(
     st.lists(st.integers(2, 50), min_size=1, max_size=40),
     st.integers(8, 100),
