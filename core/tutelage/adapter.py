@@ -23,6 +23,8 @@ class Adapter(Plugin):
     "What `save` leaves: a PEFT adapter folder, or a whole HF model folder."
     packs: ClassVar[bool] = True
     "Whether several examples may share one row (false where the adapter adds tokens to every row)."
+    shards: ClassVar[bool] = True
+    "Whether FSDP can share the model out among devices."
     learns_tokens: ClassVar[bool] = True
     "Whether it can learn the embeddings of new special tokens."
     default_learning_rate: ClassVar[float] = 2e-4

@@ -308,6 +308,16 @@ RECIPES: list[tuple[str, Callable[[Recipe], None], list[str]]] = [
         changed(".trainer.strategy", "fsdp"),
         ["stages.tune.trainer.strategy: fsdp shards a model over devices and there is one device", "use more devices"],
     ),
+    (
+        "fsdp of 4-bit weights",
+        lambda recipe: (
+            changed(".trainer", {"strategy": "fsdp", "devices": 2})(recipe),
+            changed(".adapter", "qlora")(recipe),
+        ),
+        [
+            "stages.tune.trainer.strategy: a model with the adapter qlora can't be shared out among devices; use strategy"
+        ],
+    ),
     # The tokenizer
     (
         "new tokens that can't learn",

@@ -98,6 +98,9 @@ class _StageCheck:
         if trainer.packing is True and not self.adapter.packs:
             wrong = f"the adapter {self.adapter.name} puts its own tokens before every example"
             self.found.add(f"{self.place}.trainer.packing", wrong, "use packing: auto, or another adapter")
+        if trainer.strategy == "fsdp" and not self.adapter.shards:
+            wrong = f"a model with the adapter {self.adapter.name} can't be shared out among devices"
+            self.found.add(f"{self.place}.trainer.strategy", wrong, "use strategy: ddp, or another adapter")
         if self.resolved.recipe.tokenizer.add and not self.adapter.learns_tokens:
             wrong = f"the adapter {self.adapter.name} of the stage {self.stage.name} learns no embeddings of new tokens"
             self.found.add("tokenizer.add", wrong, "use lora or full, or add no tokens")

@@ -146,7 +146,9 @@ def build_model(context: StageContext) -> BuiltModel:
     dtype = torch.float32 if whole else devices.frozen_dtype
     if devices.accelerator == "cuda":  # where bitsandbytes loads 4-bit weights to
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    base = load_model(context.model, dtype=dtype, **context.adapter.loading(devices.frozen_dtype))
+    base: Any = load_model(context.model, dtype=dtype, **context.adapter.loading(devices.frozen_dtype))
+    if devices.accelerator == "cuda" and devices.strategy != "fsdp" and not getattr(base, "is_quantized", False):
+        base.to(torch.device("cuda"))  # packing is proved by the kernels that will compute it
     resize_for(base, context.tokenizer)
     _no_dropout(base)
     attention = base.config._attn_implementation

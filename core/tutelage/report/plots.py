@@ -35,6 +35,7 @@ def line_plot(title: str, series: list[Series], across: str = "step") -> str:
     x_ticks, y_ticks = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+    y_high = y_high if y_high > y_low else y_low + max(abs(y_low), 1e-9)
 
     def across_at(x: float) -> float:
         return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)

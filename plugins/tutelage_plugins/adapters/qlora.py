@@ -15,6 +15,7 @@ class QLora(Lora):
     """QLoRA: LoRA beside a base held in 4 bits (NF4 with double quantisation; Dettmers et al., 2023)."""
 
     name = "qlora"
+    shards = False
 
     def missing(self) -> str:
         if find_spec("bitsandbytes") is None:
