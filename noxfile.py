@@ -19,7 +19,7 @@ BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 TRAIN = ["-e", ".[train]"]
 DEVELOP = [
     "-e", ".[all]", "pytest", "pytest-xdist", "hypothesis", "trl", "ruff", "mypy", "types-PyYAML",
-    "import-linter",
+    "import-linter", "jsonschema", "hatchling",
 ]  # fmt: skip
 
 nox.options.sessions = ["tests"]

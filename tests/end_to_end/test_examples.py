@@ -19,7 +19,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 RECIPES = [*EXAMPLES, ROOT / "examples" / "demo" / "recipe.yaml"]
 TUTELAGE = Path(sys.executable).with_name("tutelage")
 PROMPT = "Paid Jackson Taxi $12.50 for a ride to the airport on 3 May 2024."
-NEW_TOKENS = 12
+AS_LIKELY = 1.0
+"Logits here go up to 40, of which bfloat16 keeps 8 bits."
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -46,7 +47,7 @@ def test_each_adapter_has_an_example():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_trains_and_plain_libraries_answer_alike(path, tmp_path):
+def test_example_trains_and_is_used_without_tutelage(path, tmp_path):
     run = tmp_path / "run"
     command = [TUTELAGE, "train", path, "--out", run, "--json"]
     trained = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -59,15 +60,17 @@ def test_example_trains_and_plain_libraries_answer_alike(path, tmp_path):
     ]
     assert losses[-1] < losses[0]
 
-    command = [TUTELAGE, "generate", run, "--prompt", PROMPT, "--max-new-tokens", str(NEW_TOKENS), "--json"]
+    command = [TUTELAGE, "generate", run, "--prompt", PROMPT, "--max-new-tokens", "24", "--json"]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(told.stdout)["answer"] == plain_answer(stage["artifact"], stage["kind"])
+    answer = json.loads(told.stdout)["answer"]
+    assert plain_libraries_agree(stage["artifact"], stage["kind"], answer)
 
 
-def plain_answer(folder: str, kind: str) -> str:
-    """The greedy answer to PROMPT by transformers and peft alone, a whole forward pass for every token.
+def plain_libraries_agree(folder: str, kind: str, answer: str) -> bool:
+    """Whether transformers and peft alone, loading what was saved, would greedily write this answer.
 
-    peft's own `generate` (0.21) loses a soft prompt after the first token.
+    A whole forward pass for every token, because peft's own `generate` (0.21) loses a soft prompt. Of tokens that are
+    about as likely, that which continues the answer is taken: 16 bits may decide between them either way.
     """
     import torch
     from peft import AutoPeftModelForCausalLM
@@ -77,11 +80,15 @@ def plain_answer(folder: str, kind: str) -> str:
     model = loader.from_pretrained(folder, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": PROMPT}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     written: list[int] = []
-    while len(written) < NEW_TOKENS and tokenizer.eos_token_id not in written:
+    while tokenizer.decode(written) != answer:
+        ids = torch.tensor([[*asked, *written]])
         with torch.no_grad():
-            whole = torch.tensor([[*ids, *written]])
-            logits = model(input_ids=whole, attention_mask=torch.ones_like(whole)).logits
-        written.append(int(logits[0, -1].argmax()))
-    return tokenizer.decode(written, skip_special_tokens=True)
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].float()
+        likely = (logits >= logits.max() - AS_LIKELY).nonzero()[:, 0].tolist()
+        fitting = [token for token in likely if answer.startswith(tokenizer.decode([*written, token]))]
+        if not fitting:
+            return False
+        written.append(max(fitting, key=lambda token: float(logits[token])))
+    return True
