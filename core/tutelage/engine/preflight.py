@@ -107,11 +107,12 @@ class _StageCheck:
         self.found.extend(self.phase.check(self.stage, self.place))
 
     def _locate(self) -> locating.Located:
-        """The stage's model; for one that an earlier stage will make, that of the recipe, which has the same shape."""
-        reference = model_of(self.resolved, self.stage, None)
-        if reference.startswith("stage:"):
-            reference = self.resolved.recipe.model
-        place = f"{self.place}.model" if self.stage.model else "model"
+        """The stage's model; where an earlier stage will make it, what that one starts from, which has its shape."""
+        stage = self.stage
+        while (reference := model_of(self.resolved, stage, None)).startswith("stage:"):
+            name = reference.removeprefix("stage:")
+            stage = next(other for other in self.resolved.recipe.stages if other.name == name)
+        place = f"stages.{stage.name}.model" if stage.model else "model"
         located = locating.locate(reference, self.resolved.base, place, self.host)
         locating.available(located, place)
         return locating.fetch(located, place)

@@ -19,6 +19,9 @@ class RunSource(tutelage.ModelSource):
         locate_folder(Path(self.fetch(reference, place)), place)
 
     def fetch(self, reference: str, place: str) -> str:
+        folder = Path(reference).expanduser()
+        if (folder / "run.json").is_file():
+            return str(run_artifact(folder.resolve(), "", place))
         name, _, stage = reference.partition("/")
         return str(run_artifact(_newest(name, place), stage, place))
 
@@ -30,13 +33,13 @@ class RunSource(tutelage.ModelSource):
 
 
 def _newest(name: str, place: str) -> Path:
-    """The folder of the newest finished run called `name`: run folders are stamped with the time they started."""
+    """The newest finished run called `name`, by its recipe or by its folder; runs are stamped with their start."""
     below = runs_folder()
     records = {path.parent: read_record(path.parent) for path in below.glob("*/run.json")}
-    named = [folder for folder, record in records.items() if record.get("name") == name]
+    named = [folder for folder, record in records.items() if name in (record.get("name"), folder.name)]
     finished = [folder for folder in named if records[folder].get("state") == "succeeded"]
     if finished:
-        return max(finished, key=lambda folder: (str(records[folder].get("started", "")), folder.name))
+        return max(finished, key=lambda folder: (str(records[folder].get("created", "")), folder.name))
     if named:
         raise TutelageError.at(place, f"no run called {name} has finished", f"tutelage resume {max(named)}")
     known = sorted({str(record["name"]) for record in records.values() if record.get("name")})

@@ -47,3 +47,16 @@ def test_stages_pass_models_on_and_resume_in_the_middle(tiny_model, tmp_path):
     assert len(events(part, "step")) == 12
     for stage in ("tune", "second", "third", "branch"):
         assert same(learnt_by(part, stage), learnt_by(whole, stage))
+
+
+def test_a_later_stage_is_checked_against_the_model_that_it_will_start_from(tiny_model, tmp_path):
+    """The first stage has a model of its own; the second's targets are layers of that, not of the recipe's."""
+    made = recipe(tiny_model("llama-tied"), write_chats(tmp_path / "chats.jsonl", rows=20), max_steps=1)
+    second = copy.deepcopy(made["stages"][0])
+    made["stages"][0]["model"] = str(tiny_model("gpt2"))
+    second.update(name="second", adapter={"kind": "lora", "targets": ["c_attn"]})
+    made["stages"].append(second)
+    assert tutelage.check(made).ok
+    second["adapter"]["targets"] = ["q_proj"]
+    (problem,) = tutelage.check(made).problems
+    assert problem.place == "stages.second.adapter.targets"

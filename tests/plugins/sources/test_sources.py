@@ -106,7 +106,7 @@ def put_run(runs: Path, folder: str, name: str, *, state="succeeded", started=""
         (artifact / "adapter_config.json").write_text("{}")
         (artifact / "adapter_model.safetensors").write_bytes(b"")
         listed.append({"name": stage, "state": state, "artifact": f"stages/{stage}/adapter"})
-    record = {"name": name, "state": state, "started": started, "stages": listed}
+    record = {"name": name, "state": state, "created": started, "stages": listed}
     (runs / folder / "run.json").write_text(json.dumps(record))
     return runs / folder
 
@@ -122,6 +122,15 @@ def test_the_newest_finished_run_of_that_name_is_meant(runs):
     assert source.fetch("invoices/one", "model") == str(newest / "stages" / "one" / "adapter")
     assert source.held("invoices/one") == str(newest / "stages" / "one" / "adapter")
     assert source.held("nothing") == ""
+
+
+def test_a_run_is_also_known_by_its_folder(runs, tmp_path):
+    put_run(runs, "letters", "letters", started="2026-01-02T00:00:00Z")
+    named = put_run(runs, "letters-2", "letters", started="2026-01-01T00:00:00Z")
+    elsewhere = put_run(tmp_path / "elsewhere", "try", "letters")
+    source = RunSource()
+    assert source.fetch("letters-2", "model") == str(named / "stages" / "tune" / "adapter")
+    assert source.fetch(str(elsewhere), "model") == str(elsewhere / "stages" / "tune" / "adapter")
 
 
 @pytest.mark.parametrize(
