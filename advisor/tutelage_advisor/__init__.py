@@ -15,11 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tutelage.datacheck import DataCheck
+    from tutelage.governance import Governance
     from tutelage_advisor.advice import Advice
     from tutelage_advisor.advising import advise
     from tutelage_advisor.situation import Hardware, Prices, Situation, Traffic
 
-__all__ = ["Advice", "Hardware", "Prices", "Situation", "Traffic", "advise", "register_checks", "register_commands"]
+__all__ = [
+    "Advice",
+    "Hardware",
+    "Prices",
+    "Situation",
+    "Traffic",
+    "advise",
+    "register_checks",
+    "register_commands",
+    "register_governance",
+]
 
 _HOMES = {
     "Advice": "advice",
@@ -61,3 +72,11 @@ def register_checks(register: Callable[[type[DataCheck]], None]) -> None:
 
     for check in CHECKS:
         register(check)
+
+
+@hookimpl
+def register_governance(register: Callable[[type[Governance]], None]) -> None:
+    """Bring `governance: reviewed`."""
+    from tutelage_advisor.review.governing import Reviewed
+
+    register(Reviewed)

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from tutelage.adapter import Adapter
     from tutelage.api import check, resume, train
     from tutelage.config import Config
+    from tutelage.datacheck import DataCheck
     from tutelage.errors import Problem, RunFailed, RunStopped, TutelageError
     from tutelage.formats import Continuation, Conversation, DataFormat, Record, Text
+    from tutelage.governance import Governance
     from tutelage.phase import Artifact, Phase, TrainingPhase
     from tutelage.plugins import Command, hookimpl
     from tutelage.recipe import Data, Recipe, Stage, Trainer
@@ -31,7 +33,9 @@ __all__ = [
     "Continuation",
     "Conversation",
     "Data",
+    "DataCheck",
     "DataFormat",
+    "Governance",
     "ModelSource",
     "Phase",
     "Problem",
@@ -55,8 +59,10 @@ _MODULES = {
     "adapter": ["Adapter"],
     "api": ["check", "resume", "train"],
     "config": ["Config"],
+    "datacheck": ["DataCheck"],
     "errors": ["Problem", "RunFailed", "RunStopped", "TutelageError"],
     "formats": ["Continuation", "Conversation", "DataFormat", "Record", "Text"],
+    "governance": ["Governance"],
     "phase": ["Artifact", "Phase", "TrainingPhase"],
     "plugins": ["Command", "hookimpl"],
     "recipe": ["Data", "Recipe", "Stage", "Trainer"],

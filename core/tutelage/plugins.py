@@ -23,6 +23,7 @@ from tutelage.config import Config, did_you_mean
 from tutelage.datacheck import DataCheck
 from tutelage.errors import Problem, TutelageError
 from tutelage.formats import DataFormat
+from tutelage.governance import Governance
 from tutelage.phase import Phase
 from tutelage.plugin import Plugin
 from tutelage.source import ModelSource
@@ -65,6 +66,10 @@ class Hooks:
         """Register data checks: what `tutelage audit` looks for in a dataset."""
 
     @hookspec
+    def register_governance(self, register: Callable[[type[Governance]], None]) -> None:
+        """Register governance: what must be true of data before a model may learn from it."""
+
+    @hookspec
     def register_commands(self, register: Callable[[Command], None]) -> None:
         """Register commands: `Command(name, "package.module:click_command", "one line of help")`."""
 
@@ -95,6 +100,7 @@ KINDS: dict[str, tuple[str, type[Plugin]]] = {
     "model source": ("register_model_sources", ModelSource),
     "tracker": ("register_trackers", Tracker),
     "check": ("register_checks", DataCheck),
+    "governance": ("register_governance", Governance),
 }
 
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 from tutelage.adapter import Adapter
 from tutelage.config import Config, convert_into, join, override, read_file
 from tutelage.errors import Problem, TutelageError
+from tutelage.governance import Governance
 from tutelage.phase import Phase
 from tutelage.plugins import Host
 from tutelage.tracker import Tracker
@@ -186,6 +187,12 @@ class Recipe(Config):
     ]
     stages: Annotated[list[Stage], Meta(min_length=1, description="In the order in which they run.")]
     tokenizer: Tokens = msgspec.field(default_factory=Tokens)
+    governance: Annotated[
+        str,
+        Meta(
+            description="What must be true of all data: `reviewed` refuses data that people have not signed as it is."
+        ),
+    ] = ""
     trackers: Annotated[
         list[dict[str, Any]], Meta(description="Where metrics go: `csv`, `tensorboard`, `wandb`, `mlflow`.")
     ] = msgspec.field(default_factory=lambda: [{"kind": "csv"}])
@@ -200,6 +207,7 @@ class Resolved(msgspec.Struct):
     phases: dict[str, Phase]
     adapters: dict[str, Adapter]
     trackers: list[Tracker]
+    governance: Governance | None = None
 
     def spelled_out(self) -> dict[str, Any]:
         """The recipe as plain data with every default in it, the plugins' too."""
@@ -266,9 +274,12 @@ def resolve(data: dict[str, Any], base: Path, host: Host) -> Resolved:
         _plugin(problems, host, "tracker", tracker, f"trackers.{index}")
         for index, tracker in enumerate(mappings(data.get("trackers", [{"kind": "csv"}])))
     ]
+    governance = None
+    if isinstance(data.get("governance"), str) and data["governance"]:
+        governance = _plugin(problems, host, "governance", {"kind": data["governance"]}, "governance")
     if problems:
         raise TutelageError(problems)
-    return Resolved(recipe, base, phases, adapters, trackers)
+    return Resolved(recipe, base, phases, adapters, trackers, governance)
 
 
 def spelled_out(data: dict[str, Any]) -> dict[str, Any]:

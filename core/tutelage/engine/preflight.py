@@ -11,6 +11,7 @@ import msgspec
 
 from tutelage.config import convert_into, item_label
 from tutelage.data.preparing import Prepared, look_through
+from tutelage.data.reading import HUB
 from tutelage.engine.context import model_of, prepare_data
 from tutelage.engine.devices import Devices, choose_devices, micro_batch_tokens
 from tutelage.errors import Problem, TutelageError
@@ -173,9 +174,26 @@ def preflight(resolved: Resolved, host: Host, out: Path | None) -> tuple[list[Pr
         if missing := tracker.missing():
             found.add(f"trackers.{index}", missing)
     for stage in resolved.recipe.stages:
+        _governance(found, resolved, stage)
         _StageCheck(found, resolved, stage, host).run()
     _room(found, out)
     return found.problems, found.notes, found.data
+
+
+def _governance(found: _Findings, resolved: Resolved, stage: Stage) -> None:
+    """Ask the recipe's governance about every file and folder that a stage learns from or is measured on."""
+    if resolved.governance is None or stage.data is None:
+        return
+    place = f"stages.{stage.name}.data"
+    named = [("train", stage.data.train), ("eval", stage.data.eval)]
+    named += [(f"mix.{index}.source", part.source) for index, part in enumerate(stage.data.mix)]
+    for field, source in named:
+        path = resolved.base / Path(source).expanduser()
+        if source.startswith(HUB):
+            wrong = f"{source} lies elsewhere, so nobody can have signed it as it is"
+            found.add(f"{place}.{field}", wrong, "keep a copy here and have it reviewed")
+        elif source and path.exists():
+            found.extend(resolved.governance.check(path, f"{place}.{field}"))
 
 
 def preflight_of_parts(data: dict[str, Any], base: Path, host: Host) -> list[Problem]:

@@ -229,3 +229,20 @@ def test_a_person_answers_on_the_terminal_and_may_stop(data: Path, monkeypatch: 
 def test_questions_without_a_terminal_are_refused(data: Path) -> None:
     with pytest.raises(TutelageError, match="--decisions"):
         CliRunner().invoke(command, [str(data), "--as", "ann"], catch_exceptions=False)
+
+
+def test_a_recipe_governed_by_review_refuses_unsigned_and_changed_data(data: Path, tiny_model: Any) -> None:
+    import tutelage
+
+    stage = {"name": "tune", "phase": "sft", "data": str(data), "trainer": {"max_length": 256}}
+    recipe = {"name": "x", "model": str(tiny_model("llama-tied")), "governance": "reviewed", "stages": [stage]}
+    (problem,) = tutelage.check(recipe).problems
+    assert problem.place == "stages.tune.data.train"
+    assert "tutelage review" in problem.fix
+    reviewed(data)
+    assert tutelage.check(recipe).ok
+    rows = rows_of(data)
+    rows[50]["completion"] = "Changed after it was signed."
+    write(data, rows)
+    assert not tutelage.check(recipe).ok
+    assert tutelage.check({**recipe, "governance": "revewed"}).problems[0].fix.startswith("did you mean reviewed?")
