@@ -31,6 +31,11 @@ class Adapter(Plugin):
     "Used where the recipe names none."
 
     @property
+    def save_dtype(self) -> torch.dtype | None:
+        """What a whole model's weights are stored in; None stores them as they are."""
+        return None
+
+    @property
     def tokens_added(self) -> int:
         """How many positions of the model's context it takes from every example."""
         return 0

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 import tutelage
-from tutelage.cli.output import is_terminal
+from tutelage.cli.output import is_terminal, print_problems
 from tutelage.cli.summary import loss_plot
 from tutelage.cli.views import view
 from tutelage.models.generation import generate, load_for_generation
@@ -55,8 +55,12 @@ def main(seed: int, out: Path | None) -> None:
     click.echo(score(rows, before))
 
     say("2. Train it with LoRA: tutelage train examples/demo/recipe.yaml")
-    with view(as_json=False) as show:
-        result = tutelage.train(HERE / "recipe.yaml", [f"stages.tune.trainer.seed={seed}"], folder, show)
+    try:
+        with view(as_json=False) as show:
+            result = tutelage.train(HERE / "recipe.yaml", [f"stages.tune.trainer.seed={seed}"], folder, show)
+    except tutelage.TutelageError as error:
+        print_problems(error.problems)
+        sys.exit(error.exit_code)
 
     say("3. Ask the tuned model the same")
     after = answers(str(result.artifact), rows)

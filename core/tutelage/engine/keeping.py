@@ -31,7 +31,6 @@ def save_and_verify(context: StageContext, model: nn.Module, metrics: dict[str, 
     weights = None
     if devices.strategy == "fsdp":
         weights = whole_weights(model) if whole else learnt_weights(model)
-    save_dtype = devices.frozen_dtype if whole else None
     loading = adapter.loading(devices.frozen_dtype)
     prompt = _a_prompt(context)
     reference = reference_of(
@@ -41,7 +40,7 @@ def save_and_verify(context: StageContext, model: nn.Module, metrics: dict[str, 
         dtype=torch.float32 if whole else devices.frozen_dtype,
         loading=loading,
         weights=weights,
-        save_dtype=save_dtype,
+        save_dtype=adapter.save_dtype,
     )
     target = context.folder / adapter.artifact
     if int(os.environ.get("RANK", "0")) == 0:
@@ -57,7 +56,7 @@ def save_and_verify(context: StageContext, model: nn.Module, metrics: dict[str, 
             base_path=context.model.path,
             card=card,
             weights=weights,
-            save_dtype=save_dtype,
+            save_dtype=adapter.save_dtype,
         )
         found = verify(target, reference, stop_prompt=prompt)
         context.emit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -14,6 +14,7 @@ from tutelage.config import did_you_mean, join
 from tutelage.errors import Problem, TutelageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,6 +33,19 @@ class Full(tutelage.Adapter):
             list[str],
             Meta(description="Parameters that don't learn, by name; * stands for anything: ['model.layers.0.*']."),
         ] = []
+        save: Annotated[
+            Literal["float32", "bfloat16"],
+            Meta(
+                description="What the weights are stored in: float32, as they were learnt, or half the size, which "
+                "rounds small changes away."
+            ),
+        ] = "float32"
+
+    @property
+    def save_dtype(self) -> torch.dtype:
+        import torch
+
+        return torch.bfloat16 if self.config.save == "bfloat16" else torch.float32
 
     def check(self, model: nn.Module, place: str) -> list[Problem]:
         names = [name for name, _ in model.named_parameters()]

@@ -217,6 +217,7 @@ def test_frozen_weights_are_bf16_and_learnt_ones_float32(tiny_model, tmp_path):
     )
     run = tutelage.train(made, out=tmp_path / "run").folder
     assert {tensor.dtype for tensor in learnt(run).values()} == {torch.float32}
-    made["stages"][0]["adapter"] = "full"
-    full = tutelage.train(made, out=tmp_path / "full")
-    assert AutoModelForCausalLM.from_pretrained(full.artifact).dtype == torch.bfloat16
+    for save, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        made["stages"][0]["adapter"] = {"kind": "full", "save": save}
+        full = tutelage.train(made, out=tmp_path / save)
+        assert AutoModelForCausalLM.from_pretrained(full.artifact).dtype == dtype
