@@ -116,5 +116,8 @@ def _run(run: RunFolder, resolved: Resolved, listener: Listener | None, *, allow
         run.listen(listener)
     with run.lock():
         run.reload()
+        if all(stage.state == "succeeded" for stage in run.record.stages):
+            run.event("notice", text="every stage had succeeded before: there is nothing left to do")
+            return RunResult(folder=run.path, state=run.record.state, stages=run.record.stages)
         run_recipe(run, resolved, host(), allow_changes=allow_changes)
     return RunResult(folder=run.path, state=run.record.state, stages=run.record.stages)

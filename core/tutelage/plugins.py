@@ -120,7 +120,10 @@ class Host:
 
     def discover(self) -> None:
         """Load every entry point of the group `tutelage`; one that fails is noted and left out."""
-        found = sorted(entry_points(group="tutelage"), key=lambda point: (point.name not in OWN, point.name))
+        found = sorted(
+            entry_points(group="tutelage"),
+            key=lambda point: (OWN.index(point.name) if point.name in OWN else len(OWN), point.name),
+        )
         for point in found:
             self._load(point)
 

@@ -140,7 +140,7 @@ class Trainer(Config):
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:
-            raise ValueError("give either epochs or max_steps, not both")
+            raise ValueError("give either epochs or max_steps, not both (epochs: null takes one away)")
         if self.epochs is not None and not 0 < self.epochs <= 10_000:
             raise ValueError("epochs must be over 0 and at most 10000")
 

@@ -34,6 +34,7 @@ def chat(
 
     Commands: /reset begins anew, /system TEXT sets the system message, /quit ends. Ctrl-C stops an answer.
     """
+    from tutelage.errors import TutelageError
     from tutelage.models.generation import stream
 
     options: dict[str, Any] = {
@@ -43,6 +44,9 @@ def chat(
         "seed": seed,
     }
     loaded, tokenizer = load(model)
+    if not tokenizer.chat_template:
+        fix = "use tutelage generate, which takes plain text"
+        raise TutelageError.at(model, "has no chat template, so it can't tell turns apart", fix)
     voices: dict[str, Answer] = {"": lambda messages: stream(loaded, tokenizer, messages, **options)}
     if beside_base:
         base, base_tokenizer = _base(model)

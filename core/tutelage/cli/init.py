@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.resources import files
 from pathlib import Path
 
@@ -57,4 +58,4 @@ def init(folder: Path, template: str, as_json: bool) -> None:
         return
     for file in written:
         click.echo(f"wrote {file}")
-    click.echo(f"go on with: tutelage check {folder / 'recipe.yaml'}")
+    click.echo(f"go on with: tutelage check {shlex.quote(str(folder / 'recipe.yaml'))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
@@ -91,6 +92,11 @@ def table(columns: list[str], rows: list[list[str]], right: Collection[str] = ()
     from rich.table import Table
     from rich.text import Text
 
+    if shutil.get_terminal_size().columns < 60:  # too narrow for columns: a block of lines a row
+        click.echo(
+            "\n\n".join("\n".join(f"{name}: {cell}" for name, cell in zip(columns, row, strict=True)) for row in rows)
+        )
+        return
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in right else "left"

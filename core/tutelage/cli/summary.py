@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING
@@ -55,14 +56,14 @@ def next_commands(folder: RunFolder) -> list[str]:
     last = kinds[-1] if kinds else ""
     if last not in ("adapter", "model"):
         return [f"tutelage runs show {name}", f"tutelage runs compare {name} OTHER-RUN", "tutelage runs list"]
-    third = (
-        f"tutelage merge {name} --out {folder.path.name}-merged" if last == "adapter" else f"tutelage runs show {name}"
-    )
+    third = f"tutelage runs show {name}"
+    if last == "adapter":
+        third = f"tutelage merge {name} --out {shlex.quote(folder.path.name + '-merged')}"
     return [f'tutelage generate {name} --prompt "…"', f"tutelage chat {name} --beside-base", third]
 
 
 def _reference(path: Path) -> str:
-    return path.name if path.parent == runs_root().resolve() else str(path)
+    return shlex.quote(path.name if path.parent == runs_root().resolve() else str(path))
 
 
 def _costs(stage: StageRecord, history: StageHistory | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> int:
         for note in notes:
             click.echo(f"note: {note}")
         if not problems:
-            click.echo(f"{recipe} is fine; go on with: tutelage train {recipe}")
+            again = shlex.join([str(recipe), *(f"--set={assignment}" for assignment in overrides)])
+            click.echo(f"{recipe} is fine; go on with: tutelage train {again}")
     print_problems(problems)
     return 2 if problems else 0
 

@@ -12,7 +12,7 @@ from tutelage.engine.context import StageContext, make_ready
 from tutelage.engine.heartbeat import Watch
 from tutelage.engine.launching import run_in_processes
 from tutelage.engine.quiet import quiet_libraries
-from tutelage.errors import Problem, RunStopped, TutelageError
+from tutelage.errors import Problem, RunFailed, RunStopped, TutelageError
 from tutelage.plugins import Host
 from tutelage.recipe import Resolved
 from tutelage.report import write_report
@@ -27,11 +27,12 @@ def run_recipe(run: RunFolder, resolved: Resolved, host: Host, *, allow_changes:
     """
     quiet_libraries()
     _refuse_changed_versions(run, allow_changes)
+    began = any(_began(run, stage.name) for stage in run.record.stages)
     run.listen(_Recorder(run))
     run.update(state="running", reason="", versions=versions())
     names = [stage.name for stage in resolved.recipe.stages]
     run.event("run_started", run=str(run.path), name=run.record.name, stages=names)
-    with _recorded(run):
+    with _recorded(run, refused="stopped" if began else "failed"):
         for stage in resolved.recipe.stages:
             if run.stage(stage.name).state != "succeeded":
                 context = make_ready(run, resolved, stage, host)
@@ -60,8 +61,12 @@ def _run_stage(context: StageContext) -> None:
 
 
 @contextlib.contextmanager
-def _recorded(run: RunFolder) -> Iterator[None]:
-    """Whatever ends the run, its record, its events and its report say so."""
+def _recorded(run: RunFolder, *, refused: State) -> Iterator[None]:
+    """Whatever ends the run, its record, its events and its report say so.
+
+    Args:
+        refused: the state of a run that was refused for something to mend; one that had begun can still go on.
+    """
     state: State = "failed"
     reason = "ended without a word"
     try:
@@ -71,6 +76,7 @@ def _recorded(run: RunFolder) -> Iterator[None]:
         state, reason = "stopped", str(error)
         raise
     except TutelageError as error:
+        state = "failed" if isinstance(error, RunFailed) else refused
         reason = str(error)
         for problem in error.problems:
             run.event("error", **msgspec.to_builtins(problem))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from dataclasses import dataclass
@@ -359,7 +360,7 @@ def _stopped(number: int, context: StageContext) -> RunStopped:
     error = RunStopped.at(
         str(context.run.path),
         f"stopped by {name}, after saving a checkpoint",
-        f"go on with: tutelage resume {context.run.path}",
+        f"go on with: tutelage resume {shlex.quote(str(context.run.path))}",
     )
     error.exit_code = 128 + number
     return error

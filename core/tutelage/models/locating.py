@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +102,9 @@ def run_artifact(folder: Path, stage: str, place: str) -> Path:
     if wanted is None or wanted.get("state") != "succeeded" or not wanted.get("artifact"):
         state = wanted.get("state", "unknown") if wanted else "empty"
         raise TutelageError.at(
-            place, f"the run {folder} has made no model yet (it is {state})", f"tutelage resume {folder}"
+            place,
+            f"the run {folder} has made no model yet (it is {state})",
+            f"tutelage resume {shlex.quote(str(folder))}",
         )
     artifact = folder / str(wanted["artifact"])
     if not artifact.resolve().is_relative_to(folder.resolve()):
