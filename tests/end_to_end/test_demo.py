@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -17,7 +18,8 @@ NOTE = "Paid Jackson Taxi $12.50 for a ride to the airport on 3 May 2024."
 @pytest.mark.slow
 def test_demo_keeps_its_promises(tmp_path):
     command = [sys.executable, DEMO, "--seed", "1", "--out", tmp_path / "run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    threads = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as many as there are
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=threads)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     before, after = (exact_share(done.stdout, word) for word in ("before", "after"))
