@@ -28,7 +28,7 @@ def test_demo_keeps_its_promises(tmp_path):
     assert "\x1b" not in done.stdout + done.stderr, "colours or cursor movements, with no terminal there"
     assert (tmp_path / "run" / "report.md").is_file()
 
-    commands = [shlex.split(line) for line in re.findall(r"^  (.+)$", done.stdout, flags=re.MULTILINE)]
+    commands = [shlex.split(line) for line in re.findall(r"^  (\S*tutelage .+)$", done.stdout, flags=re.MULTILINE)]
     assert [command[1] for command in commands] == ["generate", "chat", "merge"]
     for command in commands:
         tried = subprocess.run(command, input=f"{NOTE}\n", capture_output=True, text=True, check=False, cwd=tmp_path)
