@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -31,6 +30,7 @@ from tutelage.data.rendering import Renderer, Tokens
 from tutelage.data.store import SCHEMA, Selection, TokenStore, Writer, open_or_write
 from tutelage.errors import Problem, TutelageError
 from tutelage.formats import DataFormat, Record
+from tutelage.models.locating import cache_folder
 from tutelage.phase import TrainingPhase
 from tutelage.plugins import Host
 from tutelage.recipe import Data
@@ -68,11 +68,6 @@ class _Setting(msgspec.Struct):
     renderer: Renderer
     max_length: int
     host: Host
-
-
-def cache_folder() -> Path:
-    """Where prepared data is kept: $TUTELAGE_CACHE, or ~/.cache/tutelage."""
-    return Path(os.environ.get("TUTELAGE_CACHE") or Path.home() / ".cache" / "tutelage")
 
 
 def prepare(
