@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from tutelage.governance import Governance
     from tutelage_advisor.advice import Advice
     from tutelage_advisor.advising import advise
-    from tutelage_advisor.situation import Hardware, Prices, Situation, Traffic
+    from tutelage_advisor.situation import Hardware, Preferences, Prices, Situation, Traffic
 
 __all__ = [
     "Advice",
     "Hardware",
+    "Preferences",
     "Prices",
     "Situation",
     "Traffic",
@@ -35,6 +36,7 @@ __all__ = [
 _HOMES = {
     "Advice": "advice",
     "Hardware": "situation",
+    "Preferences": "situation",
     "Prices": "situation",
     "Situation": "situation",
     "Traffic": "situation",
@@ -60,6 +62,7 @@ def register_commands(register: Callable[[Command], None]) -> None:
         ("estimate", "estimate:estimate", "Predict memory, time and money of a recipe or a model on given hardware."),
         ("catalog", "estimate:catalog", "Show the GPUs, models and prices that estimates rest on."),
         ("audit", "audit:audit", "Find what is wrong with a dataset, row by row."),
+        ("data fix", "audit:fix", "Write what an audit finds safe to keep into a new file."),
         ("review", "review:review", "Let people sign that data is accurate, unbiased and appropriate."),
     ):
         register(Command(name, f"tutelage_advisor.cli.{target}", text))

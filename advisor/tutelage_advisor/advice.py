@@ -93,6 +93,55 @@ class DataAdvice(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[str]
 
 
+class LabelCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What comparisons of pairs cost, by who makes them."""
+
+    source: Literal["people", "ai-feedback"]
+    usd_per_label: float
+    agreement: float
+    "How often such a label agrees with a person's."
+    usd_per_useful_label: float
+    "For as much as one label that is surely right teaches."
+    labels: int
+    "That robust results still take, more where each is worth less."
+    usd: float
+
+
+class PhaseCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What one phase takes: a pass over its comparisons or prompts."""
+
+    phase: str
+    examples: int
+    hardware: str
+    peak_gib: float
+    fits: bool
+    hours: float
+    usd: float
+
+
+class PreferenceAdvice(msgspec.Struct, frozen=True, kw_only=True):
+    """Learning from preferences: how many comparisons, whose, and by which phase."""
+
+    advised: bool
+    "False where the weights can't be had."
+    method: Literal["dpo", "ppo", "grpo"] | None
+    feedback: Literal["people", "ai-feedback", "none"]
+    "Who makes the comparisons that are missing; none where there are enough, or a program checks answers."
+    state: Literal["few", "enough", "plenty"]
+    pairs: int
+    minimum: int
+    robust: int
+    collect: int
+    "Comparisons still to be had before learning from them."
+    labels: list[LabelCost]
+    phases: list[PhaseCost]
+    reasons: list[Reason]
+    notes: list[str]
+    "What is assumed, and what may go wrong."
+    recipe: dict[str, Any] | None
+    "Supervised stages, where tuning is advised, then those of preferences."
+
+
 class Nearest(msgspec.Struct, frozen=True, kw_only=True):
     """When nothing fits: the nearest that does."""
 
@@ -119,3 +168,4 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     assumptions: list[Assumption]
     next_steps: list[str]
     recipe: dict[str, Any] | None
+    preferences: PreferenceAdvice | None = None

@@ -16,7 +16,9 @@ from tutelage_advisor.world import World
 if TYPE_CHECKING:
     import datetime
 
+    from tutelage_advisor.advice import PreferenceAdvice
     from tutelage_advisor.catalog import Catalog
+    from tutelage_advisor.decide import Decision
 
 
 def advise(
@@ -49,6 +51,7 @@ def advise(
     data = data_advice(case, audited)
     missing = [each.field for each in assumptions if each.matters == "approach"]
     near = nearest(case, decision, world)
+    recipe = steps.recipe(case, decision, near, world) if decision.method else None
     return Advice(
         task=case.task,
         approach=decision.approach,
@@ -63,5 +66,16 @@ def advise(
         risks=steps.risks(case, decision, data, near, world),
         assumptions=assumptions,
         next_steps=steps.next_steps(case, decision, data, missing),
-        recipe=steps.recipe(case, decision, near, world) if decision.method else None,
+        recipe=recipe,
+        preferences=_preferences(case, decision, recipe, world),
     )
+
+
+def _preferences(
+    case: Situation, decision: Decision, recipe: dict[str, Any] | None, world: World
+) -> PreferenceAdvice | None:
+    if case.preferences is None:
+        return None
+    from tutelage_advisor.preferring import preference_advice
+
+    return preference_advice(case, case.preferences, decision, recipe, world)

@@ -32,9 +32,9 @@ class Job(msgspec.Struct, frozen=True):
     usd_per_gpu_hour: float | None = None
 
     @property
-    def key(self) -> tuple[str, int, float, int, float | None]:
-        """What tells one job from another."""
-        return self.model, self.examples, self.tokens_per_example, self.seq_len, self.usd_per_gpu_hour
+    def tokens(self) -> float:
+        """Tokens of one pass over all examples."""
+        return self.examples * self.tokens_per_example
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +96,19 @@ def timed(job: Job, tuning: Tuning, gpus: list[Gpu], hardware: Hardware | None) 
         return _time(job, tuning, next(gpu for gpu in gpus if gpu.name == tuning.gpu))
     held = [(gpu, way) for way in _alone(job, tuning) for gpu in gpus if way.peak_gib <= gpu.usable]
     return min((_time(job, way, gpu) for gpu, way in held), key=lambda each: (each.usd or 0.0, each.gpu))
+
+
+def a_million(job: Job) -> Job:
+    """The same job on a million tokens."""
+    return msgspec.structs.replace(job, examples=1, tokens_per_example=1e6)
+
+
+def scaled(tuning: Tuning, times: float) -> Tuning:
+    """A timed tuning of so many times the tokens."""
+    if tuning.hours is None:
+        return tuning
+    usd = None if tuning.usd is None else tuning.usd * times
+    return msgspec.structs.replace(tuning, hours=tuning.hours * times, usd=usd)
 
 
 def least(job: Job, tuning: Tuning, gpus: list[Gpu]) -> Tuning:

@@ -20,10 +20,12 @@ Quality = Literal["noisy", "clean", "reviewed"]
 Breadth = Literal["narrow", "medium", "broad"]
 Knowledge = Literal["none", "some", "deep"]
 Changes = Literal["never", "monthly", "weekly", "daily"]
+Goal = Literal["style", "helpfulness", "harmlessness", "correctness", "expertise"]
 Access = Literal["open", "api-only", "api-tunable"]
 
 Tokens = Annotated[int, Meta(ge=0, le=10_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Agreement = Annotated[float, Meta(gt=0.5, le=1)]
 Price = Annotated[float, Meta(ge=0, le=100_000)]
 
 
@@ -76,6 +78,39 @@ class Hardware(Config):
     gpu: Annotated[str, Meta(min_length=1, max_length=100, description="A GPU's name in `tutelage catalog`.")]
     count: Annotated[int, Meta(ge=1, le=1024, description="GPUs in one node.")] = 1
     nodes: Annotated[int, Meta(ge=1, le=10_000, description="Nodes.")] = 1
+
+
+class Preferences(Config):
+    """What people prefer among answers, where that is to be learnt too."""
+
+    goal: Annotated[
+        Goal | None,
+        Meta(
+            description="What makes an answer better: style, helpfulness, harmlessness, correctness (right or wrong) "
+            "or expertise (what only your experts can tell)."
+        ),
+    ] = None
+    pairs: Annotated[
+        Annotated[int, Meta(ge=0, le=10**10)] | None,
+        Meta(description="Comparisons in hand: pairs of a better and a worse."),
+    ] = None
+    prompts: Annotated[
+        Annotated[int, Meta(ge=0, le=10**10)] | None, Meta(description="Prompts in hand, with or without answers.")
+    ] = None
+    checkable: Annotated[bool | None, Meta(description="A program can tell whether an answer is right.")] = None
+    annotators_usd_per_label: Annotated[
+        Price | None, Meta(description="Dollars that people's comparison of a pair costs; 0 where users choose anyway.")
+    ] = None
+    annotators_agree: Annotated[
+        Agreement | None, Meta(description="How often two people prefer the same answer, as a share: 0.73 is 73%.")
+    ] = None
+    judge: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=500)] | None,
+        Meta(description="The hosted model that would judge, by its name in `tutelage catalog prices`."),
+    ] = None
+    judge_agrees: Annotated[
+        Agreement | None, Meta(description="How often the judge prefers what your people do, as a share: 0.7 is 70%.")
+    ] = None
 
 
 class Situation(Config):
@@ -131,6 +166,9 @@ class Situation(Config):
     horizon_months: Annotated[
         Annotated[int, Meta(ge=1, le=120)] | None, Meta(description="Months over which the costs count.")
     ] = None
+    preferences: Annotated[
+        Preferences | None, Meta(description="What is preferred among answers, where that is to be learnt too.")
+    ] = None
     data: Annotated[
         Annotated[str, Meta(min_length=1, max_length=4096)] | None,
         Meta(description="Path of the examples; their number and quality are then measured."),
@@ -162,13 +200,18 @@ def describe(field: str) -> str:
 @cache
 def choices(field: str) -> tuple[str, ...]:
     """The words that a field of `Situation` takes, or none."""
-    return next((choice for member in _members(get_type_hints(Situation)[field]) if (choice := get_args(member))), ())
+    return next((choice for member in _members(_hints()[field]) if (choice := get_args(member))), ())
 
 
 @cache
 def is_yes_or_no(field: str) -> bool:
     """Whether a field of `Situation` is answered by yes or no."""
-    return bool in _members(get_type_hints(Situation)[field])
+    return bool in _members(_hints()[field])
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Situation)
 
 
 def _members(hint: Any) -> list[Any]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tutelage_advisor.facts import EPOCHS, max_length
 
 if TYPE_CHECKING:
-    from tutelage_advisor.advice import DataAdvice, Nearest
+    from tutelage_advisor.advice import DataAdvice, Nearest, PreferenceAdvice
     from tutelage_advisor.decide import Decision
+    from tutelage_advisor.estimates import Architecture
     from tutelage_advisor.situation import Situation
     from tutelage_advisor.world import World
 
 STARTER = "starter:smollm2-135m-instruct"
 "What a recipe names where no open model was: it trains anywhere, and tells within minutes whether the data works."
 
-PLACEHOLDER = "train.jsonl"
+PLACEHOLDER, PROMPTS, PAIRS = "train.jsonl", "prompts.jsonl", "preferences.jsonl"
 
 
 def recipe(case: Situation, decision: Decision, near: Nearest | None, world: World) -> dict[str, Any]:
@@ -28,10 +31,11 @@ def recipe(case: Situation, decision: Decision, near: Nearest | None, world: Wor
     fitting = near.model_on_your_hardware if near else None
     own = case.model is not None and world.trainable(case) == case.model
     model = fitting or (case.model if own else None)
+    named = world.hub_name(model) if model else STARTER
     stage = {
         "name": "tune",
         "phase": "sft",
-        "adapter": _adapter(decision),
+        "adapter": _adapter(decision, world.shape(model or STARTER)),
         "data": {"train": case.data or PLACEHOLDER, "eval_split": 0.1},
         "trainer": {
             "epochs": EPOCHS,
@@ -41,14 +45,70 @@ def recipe(case: Situation, decision: Decision, near: Nearest | None, world: Wor
             "patience": 2,
         },
     }
-    return {"name": slug(case.task), "model": world.hub_name(model) if model else STARTER, "stages": [stage]}
+    return {"name": slug(case.task), "model": named, "stages": [stage]}
 
 
-def _adapter(decision: Decision) -> dict[str, Any]:
+def preference_recipe(
+    case: Situation, decision: Decision, advice: PreferenceAdvice, base: dict[str, Any] | None, world: World
+) -> dict[str, Any]:
+    """A recipe that learns from preferences, after the supervised stage of `base` where there is one.
+
+    Comparisons that are missing are made first: answers are drawn, and ranked by people or by a judge.
+    """
+    own = case.model is not None and world.trainable(case) == case.model
+    model = case.model if own else None
+    named = base["model"] if base else world.hub_name(model) if model else STARTER
+    _, longest = prompt_and_answer(case)
+    made, pairs = _comparing(advice, longest)
+    kind = adapter_kind(decision)
+    rank = _adapter(msgspec.structs.replace(decision, method="lora"), world.shape(model or STARTER))["rank"]
+    common = {"adapter": {"kind": kind, "rank": rank, "targets": "all-linear"}}
+    trainer = {"epochs": 1, "learning_rate": 2e-5, "max_length": max_length(case)}
+    held_out = {"train": pairs, "eval_split": 0.1}
+    if advice.method == "grpo":
+        phase = {"kind": "grpo", "rewards": [{"kind": "matches"}], "max_new_tokens": longest}
+        learnt = [{"name": "grpo", "phase": phase, **common, "data": PROMPTS, "trainer": trainer}]
+    elif advice.method == "dpo":
+        learnt = [{"name": "dpo", "phase": "dpo", **common, "data": held_out, "trainer": trainer}]
+    else:
+        phase = {"kind": "ppo", "reward_model": "stage:reward", "max_new_tokens": longest}
+        scoring = {**trainer, "learning_rate": 1e-4}
+        learnt = [
+            {"name": "reward", "phase": "reward_model", **common, "data": held_out, "trainer": scoring},
+            {"name": "ppo", "phase": phase, **common, "data": PROMPTS, "trainer": trainer},
+        ]
+    return {"name": slug(case.task), "model": named, "stages": [*(base["stages"] if base else []), *made, *learnt]}
+
+
+def adapter_kind(decision: Decision) -> str:
+    """The adapter with which preferences are learnt: on one frozen base, which several roles can share."""
+    return decision.considered if decision.considered in ("lora", "qlora") else "lora"
+
+
+def prompt_and_answer(case: Situation) -> tuple[int, int]:
+    """Tokens of a prompt to the tuned model, and the most that an answer is drawn to."""
+    traffic = case.traffic
+    prompt = (traffic.tuned_prompt_tokens if traffic else None) or 500
+    return max(1, prompt), max(1, min(512, (traffic.output_tokens if traffic else None) or 256))
+
+
+def _comparing(advice: PreferenceAdvice, longest: int) -> tuple[list[dict[str, Any]], str]:
+    """The stages that make comparisons where too few are in hand, and what names the comparisons then."""
+    if advice.state != "few" or advice.method == "grpo":
+        return [], PAIRS
+    drawn = {"kind": "comparisons", "samples": 4, "max_new_tokens": longest}
+    drawing = {"name": "comparisons", "phase": drawn, "data": PROMPTS}
+    kind = "ranking" if advice.feedback == "people" else "ai_feedback"
+    return [drawing, {"name": kind, "phase": kind, "data": "stage:comparisons"}], f"stage:{kind}"
+
+
+def _adapter(decision: Decision, shape: Architecture) -> dict[str, Any]:
+    """The adapter's settings; a rank is never more than the smallest dimension of a layer, where it would be full."""
     if decision.method in ("lora", "qlora"):
         scale, deep = decision.facts["data_scale"], decision.facts["needs_domain_knowledge"] == "deep"
-        rank = 16 if scale == "small" else 64
-        return {"kind": decision.method, "rank": 256 if deep and scale == "huge" else rank, "targets": "all-linear"}
+        wanted = 16 if scale == "small" else 256 if deep and scale == "huge" else 64
+        smallest = min(min(linear.inputs, linear.outputs) for linear in shape.targets("all-linear"))
+        return {"kind": decision.method, "rank": min(wanted, smallest), "targets": "all-linear"}
     if decision.method == "prompt":
         return {"kind": "prompt", "virtual_tokens": 20}
     return {"kind": "full"}
@@ -107,7 +167,7 @@ def _collect_steps(case: Situation, data: DataAdvice, examples: str) -> list[str
     if data.state == "noisy" or (case.example_quality == "noisy" and data.examples):
         steps = [
             f"find what is wrong: tutelage audit {examples} --report audit.html",
-            f"apply the safe repairs: tutelage data fix {examples}",
+            f"apply the safe repairs: tutelage data fix {examples} --out mended.jsonl",
             f"keep the best {data.minimum:,} to {data.robust:,} and have people sign them: tutelage review {examples}",
         ]
     else:

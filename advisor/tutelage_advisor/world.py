@@ -162,14 +162,14 @@ class World:
         return found
 
     def timed(self, case: Situation, method: Method) -> Tuning:
-        """One method with hours and dollars of a training."""
+        """One method with hours and dollars of a training, which grow with its tokens; the rate is looked up once."""
         job = self.job(case)
-        key = ("timed", method, *job.key, _hardware(case))
+        key = ("rate", method, job.model, job.seq_len, job.usd_per_gpu_hour, _hardware(case))
         if key not in self._known:
             tuning = self._fit(job, method, case)
-            self._known[key] = fitting.timed(job, tuning, self.gpus(case), case.hardware)
-        found: Tuning = self._known[key]
-        return found
+            self._known[key] = fitting.timed(fitting.a_million(job), tuning, self.gpus(case), case.hardware)
+        rate: Tuning = self._known[key]
+        return fitting.scaled(rate, job.tokens / 1e6)
 
     def gpus(self, case: Situation) -> list[Gpu]:
         """The situation's GPU, or those that are worth renting."""

@@ -12,14 +12,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tutelage.adapter import Adapter
     from tutelage.api import check, resume, train
+    from tutelage.catalog import CatalogEntries
     from tutelage.config import Config
     from tutelage.datacheck import DataCheck
-    from tutelage.errors import Problem, RunFailed, RunStopped, TutelageError
-    from tutelage.formats import Continuation, Conversation, DataFormat, Record, Text
+    from tutelage.errors import Problem, RunFailed, RunStopped, RunWaiting, TutelageError
+    from tutelage.formats import (
+        Continuation,
+        Conversation,
+        DataFormat,
+        Prompt,
+        Prompted,
+        Ranking,
+        Record,
+        Text,
+    )
     from tutelage.governance import Governance
     from tutelage.phase import Artifact, Phase, TrainingPhase
     from tutelage.plugins import Command, hookimpl
     from tutelage.recipe import Data, Recipe, Stage, Trainer
+    from tutelage.reward import Reward
     from tutelage.source import ModelSource
     from tutelage.tracker import Tracker
 
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "Artifact",
+    "CatalogEntries",
     "Command",
     "Config",
     "Continuation",
@@ -39,10 +51,15 @@ __all__ = [
     "ModelSource",
     "Phase",
     "Problem",
+    "Prompt",
+    "Prompted",
+    "Ranking",
     "Recipe",
     "Record",
+    "Reward",
     "RunFailed",
     "RunStopped",
+    "RunWaiting",
     "Stage",
     "Text",
     "Tracker",
@@ -58,14 +75,25 @@ __all__ = [
 _MODULES = {
     "adapter": ["Adapter"],
     "api": ["check", "resume", "train"],
+    "catalog": ["CatalogEntries"],
     "config": ["Config"],
     "datacheck": ["DataCheck"],
-    "errors": ["Problem", "RunFailed", "RunStopped", "TutelageError"],
-    "formats": ["Continuation", "Conversation", "DataFormat", "Record", "Text"],
+    "errors": ["Problem", "RunFailed", "RunStopped", "RunWaiting", "TutelageError"],
+    "formats": [
+        "Continuation",
+        "Conversation",
+        "DataFormat",
+        "Prompt",
+        "Prompted",
+        "Ranking",
+        "Record",
+        "Text",
+    ],
     "governance": ["Governance"],
     "phase": ["Artifact", "Phase", "TrainingPhase"],
     "plugins": ["Command", "hookimpl"],
     "recipe": ["Data", "Recipe", "Stage", "Trainer"],
+    "reward": ["Reward"],
     "source": ["ModelSource"],
     "tracker": ["Tracker"],
 }

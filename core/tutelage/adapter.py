@@ -27,6 +27,8 @@ class Adapter(Plugin):
     "Whether FSDP can share the model out among devices."
     learns_tokens: ClassVar[bool] = True
     "Whether it can learn the embeddings of new special tokens."
+    switches: ClassVar[bool] = True
+    "Whether it can be switched off, or for another one on the same base, between two passes."
     default_learning_rate: ClassVar[float] = 2e-4
     "Used where the recipe names none."
 

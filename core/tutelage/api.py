@@ -10,6 +10,7 @@ import msgspec
 from tutelage.errors import Problem, TutelageError
 from tutelage.plugins import host
 from tutelage.recipe import Recipe, Resolved, load, resolve
+from tutelage.runs.changing import change
 from tutelage.runs.folder import Listener, RunFolder, StageRecord
 from tutelage.runs.listing import new_folder
 
@@ -78,16 +79,24 @@ def train(
     return _run(run, resolved, listener, allow_changes=False)
 
 
-def resume(folder: str | Path, allow_changes: bool = False, listener: Listener | None = None) -> RunResult:
+def resume(
+    folder: str | Path,
+    allow_changes: bool = False,
+    listener: Listener | None = None,
+    overrides: list[str] | None = None,
+) -> RunResult:
     """Go on with a run from its last checkpoint, to the losses it would have had without the break.
 
     Args:
         allow_changes: go on although data or versions changed since the run began.
+        overrides: change the recipe, as `--set` does. Finished stages before the first changed one are not run again;
+            it and those after it begin anew.
     Raises:
         TutelageError: when there is no such run, another process writes it, or something changed; and as `train`.
     """
     run = RunFolder.open(Path(folder))
-    resolved = resolve(run.recipe, Path(run.record.base), host())
+    base = Path(run.record.base)
+    resolved = resolve(load(run.recipe, overrides)[0], base, host())
     return _run(run, resolved, listener, allow_changes=allow_changes)
 
 
@@ -116,6 +125,8 @@ def _run(run: RunFolder, resolved: Resolved, listener: Listener | None, *, allow
         run.listen(listener)
     with run.lock():
         run.reload()
+        if anew := change(run, resolved):
+            run.event("notice", text=f"the recipe was changed: {', '.join(anew)} will run anew")
         if all(stage.state == "succeeded" for stage in run.record.stages):
             run.event("notice", text="every stage had succeeded before: there is nothing left to do")
             return RunResult(folder=run.path, state=run.record.state, stages=run.record.stages)

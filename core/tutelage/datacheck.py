@@ -116,6 +116,28 @@ class Flags:
         if len(self.evidence) < self._shown:
             self.evidence.append(Evidence(example.number, example.place, shortened(shown)))
 
+    def finding(
+        self,
+        check: str,
+        *,
+        severity: Severity,
+        message: str,
+        advice: str,
+        figures: dict[str, Any] | None = None,
+        fix: Fix = "",
+    ) -> Finding:
+        """A finding that names these rows."""
+        return Finding(
+            check=check,
+            severity=severity,
+            message=message,
+            advice=advice,
+            rows=self.rows,
+            evidence=self.evidence,
+            figures=figures or {},
+            fix=fix,
+        )
+
     def __len__(self) -> int:
         return len(self.rows)
 

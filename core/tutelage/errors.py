@@ -42,6 +42,12 @@ class RunFailed(TutelageError):
     exit_code = 1
 
 
+class RunWaiting(TutelageError):
+    """A run has come to where people must act first; `tutelage resume` goes on when they have."""
+
+    exit_code = 3
+
+
 class RunStopped(TutelageError):
     """A run was asked to stop (Ctrl-C, SIGTERM) and saved first; `tutelage resume` goes on."""
 

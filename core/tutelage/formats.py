@@ -27,12 +27,53 @@ class Continuation(msgspec.Struct, frozen=True):
 
 
 class Text(msgspec.Struct, frozen=True):
-    """Plain text, all of it learnt."""
+    """Plain text, all of it learnt: a document, or a piece of a long one."""
 
     text: str
+    starts: bool = True
+    "Whether a document starts here, not in a row before."
+    ends: bool = True
+    "Whether it ends here, and does not go on in the next row."
 
 
-Record = Conversation | Continuation | Text
+Prompt = str | list[dict[str, Any]]
+"""What is to be answered: text (a user's turn where the model has a chat template, else continued as it is), or
+messages of which the last is not the assistant's."""
+
+
+class Prompted(msgspec.Struct, frozen=True):
+    """A prompt alone, for phases that answer it themselves."""
+
+    prompt: Prompt
+    answer: str = ""
+    "A reference answer, where the row has one."
+    fields: dict[str, Any] = {}
+    "The row's other columns."
+
+
+class Ranking(msgspec.Struct, frozen=True):
+    """Answers to one prompt, ordered by preference. A pair of a chosen and a rejected answer is a ranking of two."""
+
+    prompt: Prompt
+    answers: list[str]
+    ranks: list[float]
+    "One for each answer; 1 is best, and equal ranks are ties."
+    probability: float | None = None
+    "Of two answers only: how probable it is that the first is preferred, where that is not certain."
+    margin: float | None = None
+    "Of two answers only: by how much the chosen one is better, on the scale of rewards."
+
+
+Record = Conversation | Continuation | Text | Prompted | Ranking
+
+NAMES: dict[type, str] = {
+    Conversation: "a conversation",
+    Continuation: "a prompt with its completion",
+    Text: "plain text",
+    Prompted: "a prompt alone",
+    Ranking: "ranked answers",
+}
+"What each kind of record is called, for messages to people."
 
 
 class DataFormat(Plugin):

@@ -18,7 +18,8 @@ import msgspec
 import pluggy
 
 from tutelage.adapter import Adapter
-from tutelage.cli.commands import COMMANDS
+from tutelage.catalog import CatalogEntries
+from tutelage.cli.commands import COMMANDS, GROUPS
 from tutelage.config import Config, did_you_mean
 from tutelage.datacheck import DataCheck
 from tutelage.errors import Problem, TutelageError
@@ -26,6 +27,7 @@ from tutelage.formats import DataFormat
 from tutelage.governance import Governance
 from tutelage.phase import Phase
 from tutelage.plugin import Plugin
+from tutelage.reward import Reward
 from tutelage.source import ModelSource
 from tutelage.tracker import Tracker
 
@@ -58,6 +60,10 @@ class Hooks:
         """Register model sources: where the `prefix` of `model: prefix:name` is found."""
 
     @hookspec
+    def register_rewards(self, register: Callable[[type[Reward]], None]) -> None:
+        """Register rewards: what scores answers."""
+
+    @hookspec
     def register_trackers(self, register: Callable[[type[Tracker]], None]) -> None:
         """Register trackers: where metrics are sent while a run goes on."""
 
@@ -71,7 +77,14 @@ class Hooks:
 
     @hookspec
     def register_commands(self, register: Callable[[Command], None]) -> None:
-        """Register commands: `Command(name, "package.module:click_command", "one line of help")`."""
+        """Register commands: `Command(name, "package.module:click_command", "one line of help")`.
+
+        A name of two words, such as `data fix`, joins one of core's groups.
+        """
+
+    @hookspec
+    def register_catalogs(self, register: Callable[[type[CatalogEntries]], None]) -> None:
+        """Register catalog entries: GPUs, models and prices that `estimate` and `advise` know."""
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -98,9 +111,11 @@ KINDS: dict[str, tuple[str, type[Plugin]]] = {
     "adapter": ("register_adapters", Adapter),
     "format": ("register_formats", DataFormat),
     "model source": ("register_model_sources", ModelSource),
+    "reward": ("register_rewards", Reward),
     "tracker": ("register_trackers", Tracker),
     "check": ("register_checks", DataCheck),
     "governance": ("register_governance", Governance),
+    "catalog": ("register_catalogs", CatalogEntries),
 }
 
 
@@ -160,7 +175,7 @@ class Host:
 
     def _load(self, point: EntryPoint) -> None:
         distribution = version = ""
-        if self._classes and point.dist:  # reading metadata is slow, and `tutelage --help` does without
+        if len(self._classes) == len(KINDS) and point.dist:  # slow to read, and `tutelage --help` does without
             distribution, version = point.dist.name, point.dist.version
         try:
             module = point.load()
@@ -220,7 +235,7 @@ def _checked(plugin: Any, base: type[P], known: dict[str, type[Plugin]]) -> type
 
 def _check_commands(commands: list[Any], known: Collection[str]) -> None:
     """Raises TypeError with a sentence when a command breaks the contract."""
-    taken = {*COMMANDS, *known}
+    taken = {*COMMANDS, *(f"{group} {name}" for group, names in GROUPS.items() for name in names), *known}
     for command in commands:
         if not isinstance(command, Command) or not all(
             isinstance(text, str) for text in msgspec.structs.astuple(command)
@@ -228,6 +243,9 @@ def _check_commands(commands: list[Any], known: Collection[str]) -> None:
             raise TypeError(f"{command!r} is not a tutelage.Command of three strings")
         if command.name in taken:
             raise TypeError(f"there is a command {command.name!r} already")
+        group, _, rest = command.name.rpartition(" ")
+        if group and (group not in GROUPS or not rest):
+            raise TypeError(f"the command {command.name!r} joins no group of {', '.join(GROUPS)}")
         taken.add(command.name)
 
 
@@ -246,11 +264,16 @@ def host() -> Host:
 
 
 @cache
-def plugin_commands() -> dict[str, Command]:
-    """The commands that plugins bring, by name; classes are not asked for, as `tutelage --help` is to be instant."""
-    made = Host(kinds=())
+def quick_host() -> Host:
+    """The host of what must be instant: commands and catalog entries. No other classes are asked for."""
+    made = Host(kinds=("catalog",))
     made.discover()
-    return made.commands
+    return made
+
+
+def plugin_commands() -> dict[str, Command]:
+    """The commands that plugins bring, by name."""
+    return quick_host().commands
 
 
 def load_command(command: Command) -> Any:

@@ -37,8 +37,8 @@ class Data(Config):
     train: Annotated[
         str,
         Meta(
-            description="A JSON, JSONL (also .gz), CSV or Parquet file, a folder of them, or `hub:OWNER/NAME[:SPLIT]`. "
-            "Paths are relative to the recipe."
+            description="A JSON, JSONL (also .gz), CSV, Parquet or text file, a folder of them, or "
+            "`hub:OWNER/NAME[:SPLIT]`. Paths are relative to the recipe. `stage:NAME` is what an earlier stage made."
         ),
     ] = ""
     eval: Annotated[str, Meta(description="Held-out data of the same format, for evaluation while training.")] = ""
@@ -62,6 +62,13 @@ class Data(Config):
             description="An example longer than `trainer.max_length` is dropped, cut at the end, or split into several."
         ),
     ] = "drop"
+    documents: Annotated[
+        Literal["line", "paragraph", "file"],
+        Meta(
+            description="What is a document in text files (.txt): each line, what stands between blank lines, or the "
+            "whole file."
+        ),
+    ] = "paragraph"
     allow_loss: Annotated[
         float, Meta(ge=0, le=1, description="Share of rows that may be lost (dropped or cut) before it is an error.")
     ] = 0.01
@@ -82,11 +89,23 @@ class Trainer(Config):
     ] = None
     learning_rate: Annotated[
         Annotated[float, Meta(gt=0, le=10)] | None,
-        Meta(description="Peak learning rate; null takes the adapter's (LoRA 2e-4, full 2e-5, prompt 3e-2)."),
+        Meta(
+            description="Peak learning rate; null takes the adapter's (LoRA 2e-4, full 2e-5, prompt 3e-2), or, for a "
+            "new model, one by its size."
+        ),
     ] = None
+    optimizer: Annotated[
+        Literal["adamw", "muon"],
+        Meta(description="muon: orthogonal updates of matrices (Jordan, 2024), AdamW for embeddings and all else."),
+    ] = "adamw"
     schedule: Annotated[
-        Literal["cosine", "linear", "constant"], Meta(description="How the learning rate falls after warm-up.")
+        Literal["cosine", "linear", "wsd", "constant"],
+        Meta(
+            description="How the learning rate falls after warm-up; wsd keeps it (warm-up, stable, decay) until the "
+            "last steps (Hu et al., 2024)."
+        ),
     ] = "cosine"
+    decay: Annotated[Share, Meta(description="Share of the steps, the last ones, in which wsd falls.")] = 0.2
     warmup: Annotated[Share, Meta(description="Share of the steps in which the learning rate rises from 0.")] = 0.03
     final_learning_rate: Annotated[Share, Meta(description="Where the schedule ends, as a share of the peak.")] = 0.0
     weight_decay: Annotated[
@@ -181,8 +200,8 @@ class Recipe(Config):
         str,
         Meta(
             min_length=1,
-            description="The base model: `starter:NAME`, a hub name, a folder, a .gguf file, or `run:NAME` (what an "
-            "earlier run made).",
+            description="The base model: `starter:NAME`, a hub name, a folder, a .gguf file, `run:NAME` (what an "
+            "earlier run made), or `new` (random weights, which the phase pretrain makes).",
         ),
     ]
     stages: Annotated[list[Stage], Meta(min_length=1, description="In the order in which they run.")]
@@ -256,7 +275,7 @@ def resolve(data: dict[str, Any], base: Path, host: Host) -> Resolved:
         TutelageError: with every problem at once.
     """
     problems: list[Problem] = []
-    data = spelled_out(data)
+    data = _with_defaults(spelled_out(data), host)
     recipe = convert_into(problems, data, Recipe, "")
     phases: dict[str, Phase] = {}
     adapters: dict[str, Adapter] = {}
@@ -293,6 +312,26 @@ def spelled_out(data: dict[str, Any]) -> dict[str, Any]:
     if isinstance(trackers, list):
         data["trackers"] = [{"kind": item} if isinstance(item, str) else item for item in trackers]
     return data
+
+
+def _with_defaults(data: dict[str, Any], host: Host) -> dict[str, Any]:
+    """Give stages what their phase has by default where the recipe says nothing."""
+    for stage in mappings(data.get("stages")):
+        phase = host.classes("phase").get(str(_kind(stage.get("phase"))))
+        if phase is None or not issubclass(phase, Phase):
+            continue
+        if phase.default_adapter:
+            stage.setdefault("adapter", {"kind": phase.default_adapter})
+        trainer = stage.get("trainer", {})
+        if isinstance(trainer, dict):
+            epochs = {"epochs"} if trainer.get("max_steps") is not None else set()
+            given = {name: value for name, value in phase.default_trainer.items() if name not in epochs}
+            stage["trainer"] = {**given, **trainer}
+    return data
+
+
+def _kind(settings: Any) -> Any:
+    return settings.get("kind") if isinstance(settings, dict) else None
 
 
 def mappings(items: Any) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
     python examples/demo/demo.py [--seed 0] [--out FOLDER]
 
-What it does is what `tutelage train` and `tutelage generate` do. It exits with 1 when the tuned model gets less than
-80% of the held-out notes exactly right.
+What it does is what `tutelage train`, `tutelage generate` and, at its end, `tutelage advise` do. It exits with 1 when
+the tuned model gets less than 80% of the held-out notes exactly right.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -20,21 +21,26 @@ from typing import Any
 import click
 
 import tutelage
+import tutelage_advisor
 from tutelage.cli.output import is_terminal, print_problems
 from tutelage.cli.summary import loss_plot
 from tutelage.cli.views import view
+from tutelage.config import read_file
 from tutelage.models.generation import generate, load_for_generation
 from tutelage.plugins import host
 from tutelage.runs.folder import RunFolder
 from tutelage.runs.history import StageHistory, read_history
 from tutelage.runs.listing import new_folder
 from tutelage.runs.words import duration, number
+from tutelage_advisor.cli.page import brief
 
 HERE = Path(__file__).parent
 MODEL = "starter:smollm2-135m-instruct"
 EXAMPLE = "Paid Jackson Taxi $12.50 for a ride to the airport on 3 May 2024."
 SHOWN = 3
 GOAL = 0.8
+WORKED = 4
+"Examples that a prompt would show a model that was not trained."
 LONGEST_RECORD = 72
 "Tokens that an answer may have; the longest record has about 60."
 
@@ -49,7 +55,7 @@ def main(seed: int, out: Path | None) -> None:
     folder = out or new_folder("demo")
 
     say(f"1. Ask SmolLM2-135M-Instruct for the records of {len(rows)} expense notes that it never saw")
-    before = answers(MODEL, rows)
+    before, _ = answers(MODEL, rows)
     for row, answer in list(zip(rows, before, strict=True))[:SHOWN]:
         click.echo(f"note     {row[1]['content']}\nanswer   {shortened(answer)}\n")
     click.echo(score(rows, before))
@@ -63,24 +69,25 @@ def main(seed: int, out: Path | None) -> None:
         sys.exit(error.exit_code)
 
     say("3. Ask the tuned model the same")
-    after = answers(str(result.artifact), rows)
+    after, tokenizer = answers(str(result.artifact), rows)
     for row, answer in list(zip(rows, after, strict=True))[:SHOWN]:
         mark = "right" if is_exact(row, answer) else f"wrong; right is {row[2]['content']}"
         click.echo(f"note     {row[1]['content']}\nanswer   {shortened(answer)}\n         {mark}\n")
 
     run = RunFolder.open(result.folder)
     tell(run, read_history(run)["tune"], rows, before, after, time.perf_counter() - started)
+    advise(rows, before, after, tokenizer)
     share = exact(rows, after) / len(rows)
     if share < GOAL:
         click.echo(f"error: only {share:.0%} are exactly right, and {GOAL:.0%} were expected", err=True)
         sys.exit(1)
 
 
-def answers(model: str, rows: list[list[dict[str, str]]]) -> list[str]:
-    """What a model answers to each conversation's system prompt and note."""
+def answers(model: str, rows: list[list[dict[str, str]]]) -> tuple[list[str], Any]:
+    """What a model answers to each conversation's system prompt and note; and its tokenizer."""
     loaded, tokenizer = load_for_generation(model, host())
     asked: list[Any] = [row[:2] for row in rows]
-    return generate(loaded, tokenizer, asked, max_new_tokens=LONGEST_RECORD, batch_size=30)
+    return generate(loaded, tokenizer, asked, max_new_tokens=LONGEST_RECORD, batch_size=30), tokenizer
 
 
 def parsed(answer: str) -> Any:
@@ -128,6 +135,36 @@ def tell(
     click.echo("try next")
     for command in next_commands(run.path, rows[0][0]["content"]):
         click.echo(f"  {command}")
+
+
+def advise(rows: list[list[dict[str, str]]], before: list[str], after: list[str], tokenizer: Any) -> None:
+    """What the advisor says of this very task, given what was measured here."""
+    with (HERE / "train.jsonl").open(encoding="utf-8") as file:
+        examples = [json.loads(line)["messages"] for line in itertools.islice(file, WORKED)]
+    worked = [turn for example in examples for turn in example[1:]]
+    share = exact(rows, before) / len(rows)
+    tuned = mean_tokens(tokenizer, [row[:2] for row in rows])
+    prompted = mean_tokens(tokenizer, [[row[0], *worked, row[1]] for row in rows])
+    situation: dict[str, Any] = read_file(HERE / "situation.yaml")
+    situation["base_capability"] = "weak" if share < 1 / 3 else "partial" if share < GOAL else "strong"
+    situation["traffic"] |= {"prompt_tokens": prompted, "tuned_prompt_tokens": tuned}
+
+    say("Was that the right thing to do? tutelage advise, on this task as it was measured here")
+    click.echo(brief(tutelage_advisor.advise(situation)))
+    click.echo(
+        f"Measured: {exact(rows, before)} of {len(rows)} notes exactly right before, with this short prompt, and "
+        f"{exact(rows, after)} after.\nA prompt with {WORKED} worked examples takes {prompted} tokens and the tuned "
+        f"model's {tuned}: {prompted - tuned} are saved on every note.\n"
+        f"Change what is assumed in {os.path.relpath(HERE / 'situation.yaml')}, and ask `tutelage advise` again."
+    )
+
+
+def mean_tokens(tokenizer: Any, conversations: list[list[dict[str, str]]]) -> int:
+    """Tokens of a conversation up to where the assistant begins, on average."""
+    asked = [
+        tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False) for turns in conversations
+    ]
+    return round(sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in asked) / len(asked))
 
 
 def next_commands(run: Path, system: str) -> list[str]:

@@ -47,9 +47,30 @@ def register_model_sources(register: Callable[[type[tutelage.ModelSource]], None
 
 
 @tutelage.hookimpl
+def register_rewards(register: Callable[[type[tutelage.Reward]], None]) -> None:
+    """What scores answers."""
+    from tutelage_plugins.rewards import REWARDS
+
+    for reward in REWARDS:
+        register(reward)
+
+
+@tutelage.hookimpl
 def register_trackers(register: Callable[[type[tutelage.Tracker]], None]) -> None:
     """Where metrics go."""
     from tutelage_plugins.trackers import TRACKERS
 
     for tracker in TRACKERS:
         register(tracker)
+
+
+@tutelage.hookimpl
+def register_commands(register: Callable[[tutelage.Command], None]) -> None:
+    """Commands that need what ships with the plugins."""
+    register(
+        tutelage.Command(
+            "constitution",
+            "tutelage_plugins.constitutions.command:constitution",
+            "Show and check the principles by which a model judges its own answers.",
+        )
+    )

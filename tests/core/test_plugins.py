@@ -93,6 +93,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: module_of(commands=(tutelage.Command("greet", "m:f", "x"),)),
         "a command 'greet' already",
     ),
+    "command of a group taken": (
+        lambda: module_of(commands=(tutelage.Command("data show", "m:f", "x"),)),
+        "a command 'data show' already",
+    ),
+    "command of no group": (
+        lambda: module_of(commands=(tutelage.Command("train hard", "m:f", "x"),)),
+        "the command 'train hard' joins no group of data",
+    ),
     "no command": (lambda: module_of(commands=("greet",)), "is not a tutelage.Command"),
     "command of numbers": (lambda: module_of(commands=(tutelage.Command("x", 3, "y"),)), "is not a tutelage.Command"),  # type: ignore[arg-type]
     "sound and broken": (lambda: module_of(a_format(name="half"), int), "is not a subclass"),

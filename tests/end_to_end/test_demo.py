@@ -27,6 +27,9 @@ def test_demo_keeps_its_promises(tmp_path):
     assert after > 0.8
     assert "\x1b" not in done.stdout + done.stderr, "colours or cursor movements, with no terminal there"
     assert (tmp_path / "run" / "report.md").is_file()
+    assert "Was that the right thing to do?" in done.stdout
+    assert re.search(r"^Fine-tune it with .+confidence", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"takes \d+ tokens and the tuned model's \d+: \d+ are saved", done.stdout)
 
     commands = [shlex.split(line) for line in re.findall(r"^  (\S*tutelage .+)$", done.stdout, flags=re.MULTILINE)]
     assert [command[1] for command in commands] == ["generate", "chat", "merge"]

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tutelage.config import read_file
+from tutelage_advisor import advise
+
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 KEYS = ["payee", "amount", "currency", "date", "category"]
 
@@ -62,3 +65,11 @@ def test_held_out_payees_amounts_dates_and_notes_are_new():
 def test_notes_do_not_repeat():
     notes = [note for name in ("train", "held_out") for note, _ in rows(name)]
     assert len(set(notes)) == len(notes)
+
+
+def test_the_situation_that_the_demo_asks_about_is_its_own():
+    situation = read_file(DEMO / "situation.yaml")
+    assert situation["examples"] == len(rows("train"))
+    advice = advise(situation, draws=0)
+    assert advice.approach == "fine-tune"
+    assert advice.recipe["stages"][0]["adapter"]["kind"] == "lora"

@@ -56,7 +56,7 @@ def _finding(finding: Finding) -> str:
     numbers = ", ".join(map(str, finding.rows[:_ROWS_SHOWN]))
     more = f" … and {len(finding.rows) - _ROWS_SHOWN} more" if len(finding.rows) > _ROWS_SHOWN else ""
     rows = f'<p class="rows">Rows: {numbers}{more}</p>' if finding.rows else ""
-    safe = " <em>(safe to apply with --fix)</em>" if finding.fix else ""
+    safe = " <em>(safe: tutelage data fix leaves them out)</em>" if finding.fix else ""
     return f"""<details class="{finding.severity}"{" open" if finding.severity == "error" else ""}>
 <summary><span class="tag">{finding.severity} · {escape(finding.check)}</span><br>{escape(finding.message)}</summary>
 <p>{escape(finding.advice)}{safe}</p>{table}{rows}</details>

@@ -72,10 +72,9 @@ class Shingles:
             sizes.append(counts)
         pairs, counts = np.concatenate(found), np.concatenate(sizes)
         owner = np.repeat(np.arange(len(self), dtype=np.int32), counts)
-        often = np.bincount(pairs >> np.uint32(8), minlength=1 << 24) > max(
-            _TEMPLATE_LEAST, _TEMPLATE_SHARE * len(self)
-        )
-        template = often[pairs >> np.uint32(8)]
+        shift = np.uint32(32 - min(24, max(12, pairs.size.bit_length() + 4)))  # bins enough that few pairs share one
+        often = np.bincount(pairs >> shift) > max(_TEMPLATE_LEAST, _TEMPLATE_SHARE * len(self))
+        template = often[pairs >> shift]
         own = np.bincount(owner[~template], minlength=len(self))
         kept = ~template | (own == 0)[owner]
         return pairs[kept], np.concatenate([[0], np.cumsum(np.bincount(owner[kept], minlength=len(self)))])

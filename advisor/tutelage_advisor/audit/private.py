@@ -102,14 +102,22 @@ def _phones(text: str, region: str) -> Iterator[tuple[int, int]]:
 
     found = [match.span() for match in _patterns()["us phone"].finditer(text)]
     yield from found
+    if not any(_may_be_a_phone(match.group(), region) for match in _patterns()["run"].finditer(text)):
+        return  # libphonenumber takes milliseconds for a text with numbers, and most hold none of phones
     for match in PhoneNumberMatcher(text, region):
         if (match.start, match.end) not in found and _like_a_phone(match.raw_string):
             yield match.start, match.end
 
 
+def _may_be_a_phone(run: str, region: str) -> bool:
+    """Whether digits and separators are long enough; a number without + has 10 digits in the United States."""
+    digits = sum(map(str.isdigit, _patterns()["date"].sub("", run)))
+    return digits >= (10 if region == "US" and not run.startswith("+") else 7)
+
+
 def _like_a_phone(written: str) -> bool:
     """libphonenumber takes any digits of a valid length; without + or separators they may be an order number."""
-    date = re.search(r"\d{4}-\d{2}-\d{2}", written)
+    date = _patterns()["date"].search(written)
     return written.startswith("+") or bool(re.search(r"\d[\s()./-]+\d", written) and not date)
 
 
@@ -125,6 +133,8 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     return {
         # All numbers that are looked for hold such a run of digits and separators.
         "digits": re.compile(r"\d[\d\s()./-]{5,}\d"),
+        "run": re.compile(r"\+?[(\d][\d\s()./-]{5,}\d"),
+        "date": re.compile(r"\d{4}-\d{2}-\d{2}"),
         "email": re.compile(
             r"(?<![\w.+-])[\w.+-]{1,64}@(?:[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\.)+[a-z]{2,24}\b", re.IGNORECASE
         ),

@@ -17,7 +17,7 @@ from tutelage.data.readers import suffix_of
 from tutelage.data.reading import Source, files_of, rows
 from tutelage.datacheck import Example
 from tutelage.errors import TutelageError
-from tutelage.formats import Continuation, Conversation, DataFormat, Record
+from tutelage.formats import Continuation, Conversation, DataFormat, Prompt, Ranking, Record, Text
 from tutelage.plugins import host
 from tutelage_advisor.audit.lenient import readable_turns, text_of
 
@@ -63,6 +63,20 @@ def examples(source: Source, limit: int | None = None) -> Iterator[Example]:
     formats = cast("list[DataFormat]", [made() for made in host().classes("format").values()])
     for number, (place, row, error) in enumerate(islice(raw_rows(source), limit), 1):
         yield _example(number, place, row, error, formats)
+
+
+def about_rows(path: str | Path, read: int) -> int:
+    """How many rows a dataset has: of JSON Lines by its size and the first `read` lines, else counted."""
+    source, _ = split_source(path)
+    plain = [file for _, file in source.files if suffix_of(file) in (".jsonl", ".ndjson")]
+    others = tuple(item for item in source.files if item[1] not in plain)
+    about = 0.0
+    for file in plain:
+        with file.open("rb") as opened:
+            lengths = [len(line) for line in islice(opened, read)]
+        about += file.stat().st_size * len(lengths) / sum(lengths) if lengths else 0
+    counted = sum(1 for _ in raw_rows(replace(source, files=others))) if others or source.repository else 0
+    return round(about) + counted
 
 
 def raw_rows(source: Source) -> Iterator[RawRow]:
@@ -187,8 +201,18 @@ def _example(number: int, place: str, row: dict[str, Any], error: str, formats: 
 
 
 def _turns(record: Record) -> list[tuple[str, str]]:
+    """The turns of a record; of ranked answers the best one, which is what the others are measured by."""
     if isinstance(record, Conversation):
-        return [(str(turn["role"]), text_of(turn)) for turn in record.messages]
+        return _asked(record.messages)
     if isinstance(record, Continuation):
         return [("user", record.prompt), ("assistant", record.completion)]
-    return [("text", record.text)]
+    if isinstance(record, Text):
+        return [("text", record.text)]
+    best = record.answers[record.ranks.index(min(record.ranks))] if isinstance(record, Ranking) else record.answer
+    return [*_asked(record.prompt), *([("assistant", best)] if best else [])]
+
+
+def _asked(prompt: Prompt) -> list[tuple[str, str]]:
+    if isinstance(prompt, str):
+        return [("user", prompt)]
+    return [(str(turn["role"]), text_of(turn)) for turn in prompt]

@@ -14,7 +14,7 @@ FEWEST = 100
 NOISY_SHARE = 0.03
 "From this share of defective rows on a set counts as noisy."
 BLOCKING_SHARE = 0.01
-"Up to this share of rows an error is for `--fix` or a look, and does not make the whole set unready."
+"Up to this share of rows an error is for `tutelage data fix` or a look, and does not make the whole set unready."
 
 DEFECTS = frozenset(
     {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import Annotated, Any
 
 import msgspec
@@ -22,6 +21,11 @@ class Figure(msgspec.Struct, frozen=True, array_like=True):
     value: Annotated[float, Meta(gt=0)]
     source: str
     read: Day | None
+
+    @property
+    def from_memory(self) -> bool:
+        """Whether it was known, and not read for this catalog."""
+        return self.read is None
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +69,8 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     @property
     def typical_price(self) -> float | None:
         """Dollars for an hour: the median of the on-demand prices, else of all; None where none is listed."""
+        from statistics import median
+
         listed = [price for price in self.prices if price.terms == "on demand"] or self.prices
         return median(price.usd_per_hour for price in listed) if listed else None
 
@@ -72,6 +78,12 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     def has_bf16(self) -> bool:
         """Whether it computes in bfloat16 at full rate."""
         return "bf16" in self.tflops
+
+    def from_memory(self, precision: str) -> list[str]:
+        """Which of the figures that an estimate rests on were quoted from memory."""
+        rate = self.tflops.get(precision)
+        figures = {"memory": self.usable_gib or self.memory_gib, "bandwidth": self.bandwidth_gb_s, "FLOP/s": rate}
+        return [name for name, figure in figures.items() if figure is not None and figure.from_memory]
 
     def peak_tflops(self, precision: str) -> float:
         """Dense TFLOP/s in `bf16`, `fp16` or `fp32`; the nearest slower rate where that one is not listed."""

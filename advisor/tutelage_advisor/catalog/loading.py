@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tutelage.errors import TutelageError
+from tutelage.errors import Problem, TutelageError
+from tutelage.plugins import quick_host
 from tutelage_advisor.catalog.entries import ApiPrice, Gpu, ModelEntry
 
 Entry = TypeVar("Entry", Gpu, ModelEntry, ApiPrice)
@@ -84,14 +85,16 @@ class Catalog(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def load(extra: Path | None = None) -> Catalog:
-    """The catalog of the package, with the user's own file merged in.
+    """The catalog of the package, with what plugins bring and then the user's own file merged in.
 
     Args:
         extra: a YAML, TOML or JSON file of the same shape; by default what the variable `TUTELAGE_CATALOG` names.
     Raises:
-        TutelageError: when that file can't be read or an entry is wrong.
+        TutelageError: when that file can't be read or an entry (of the file or of a plugin) is wrong.
     """
     catalog = msgspec.json.decode((Path(__file__).parent / "catalog.json").read_bytes(), type=Catalog)
+    for name, brought in quick_host().classes("catalog").items():
+        catalog = catalog.merged(_brought(name, brought))
     named = os.environ.get("TUTELAGE_CATALOG", "")
     path = extra or (Path(named) if named else None)
     return catalog.merged(read(path)) if path else catalog
@@ -105,17 +108,36 @@ def read(path: Path) -> Catalog:
     """
     from tutelage.config import read_file
 
-    data: Any = read_file(path)
+    return _checked(read_file(path), str(path))
+
+
+def _brought(name: str, brought: Any) -> Catalog:
+    """The entries of a plugin."""
+    place = f"catalog {name} of {brought.__module__}"
     try:
-        made = msgspec.convert(data, Catalog)
-    except msgspec.ValidationError as error:
-        fix = "see docs/estimates.md for the shape of a catalog"
-        raise TutelageError.at(str(path), str(error).replace("`", ""), fix) from None
+        entries = brought().entries()
+    except Exception as error:
+        wrong = f"can't be read: {type(error).__name__}: {error}"
+        raise TutelageError.at(place, wrong, "mend the plugin, or uninstall it") from error
+    return _checked(entries, place)
+
+
+def _checked(data: Any, place: str) -> Catalog:
+    from tutelage.config import convert
+
+    fix = "see docs/estimates.md for the shape of a catalog"
+    try:
+        made = convert(data, Catalog)
+    except TutelageError as error:
+        problems = [(f"{place}: {each.place}" if each.place else place, each) for each in error.problems]
+        raise TutelageError(
+            Problem(place=where, wrong=each.wrong, fix=each.fix or fix) for where, each in problems
+        ) from None
     for day in _days(made):
         try:
             date.fromisoformat(day)
         except ValueError:
-            raise TutelageError.at(str(path), f"{day} is not a day", "write it as 2026-08-23") from None
+            raise TutelageError.at(place, f"{day} is not a day", "write it as 2026-08-23") from None
     return made
 
 

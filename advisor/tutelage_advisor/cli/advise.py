@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,13 @@ def advise(
     if interactive:
         from tutelage_advisor.cli.ask import ask
 
-        data = ask(data)
+        try:
+            data = ask(data)
+        except click.Abort:
+            if sys.stdin.isatty():
+                raise
+            wrong = "the input ended before the questions did"
+            raise TutelageError.at("--interactive", wrong, "run it in a terminal, or write a SITUATION file") from None
     from tutelage_advisor.advising import advise as answer
 
     advice = answer(data, draws=draws)
@@ -83,7 +90,8 @@ def _read(path: Path | None, interactive: bool) -> dict[str, Any]:
 
 
 def _write_recipe(advice: Advice, path: Path) -> None:
-    if advice.recipe is None:
+    recipe = advice.preferences.recipe if advice.preferences and advice.preferences.recipe else advice.recipe
+    if recipe is None:
         raise TutelageError.at("--recipe", f"the advice is {advice.approach}, so there is nothing to train yet")
     if path.exists():
         raise TutelageError.at(str(path), "exists already", "name another file")
@@ -94,7 +102,7 @@ def _write_recipe(advice: Advice, path: Path) -> None:
         raise TutelageError.at(str(path), "unknown kind of file", "end its name in .yaml or .json")
     beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_bytes(encoder(advice.recipe))
+        beside.write_bytes(encoder(recipe))
         beside.replace(path)
     except OSError as error:
         raise TutelageError.at(str(path), f"can't be written: {error.strerror}") from None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 
     from tutelage_advisor.audit import Audit
 
+_held_out = click.option(
+    "--eval", "held_out", type=click.Path(path_type=Path), help="The evaluation set, to find rows that leaked."
+)
+_skip = click.option("--skip", multiple=True, metavar="CHECK", help="Leave a check out (may be repeated).")
+_limit = click.option(
+    "--limit", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Rows to look at, at most."
+)
 _COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 _VERDICTS = {"ready": "green", "needs-work": "yellow", "insufficient": "red"}
 
@@ -25,23 +33,13 @@ _VERDICTS = {"ready": "green", "needs-work": "yellow", "insufficient": "red"}
     type=click.Path(path_type=Path),
     help="Prompts seen in production: a data file, or text with one a line.",
 )
-@click.option(
-    "--eval", "held_out", type=click.Path(path_type=Path), help="The evaluation set, to find rows that leaked."
-)
+@_held_out
 @click.option(
     "--max-length", type=click.IntRange(min=8), default=1024, show_default=True, help="As in the recipe's trainer."
 )
 @click.option("--tokenizer", default="", help="A tokenizer.json, or its folder, to count tokens exactly.")
-@click.option("--skip", multiple=True, metavar="CHECK", help="Leave a check out (may be repeated).")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Rows to look at, at most."
-)
-@click.option(
-    "--fix",
-    "fix_to",
-    type=click.Path(path_type=Path),
-    help="Write the rows that are safe to keep to a new .jsonl file.",
-)
+@_skip
+@_limit
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page, complete in one file.")
 @json_option
 def audit(
@@ -52,7 +50,6 @@ def audit(
     tokenizer: str,
     skip: tuple[str, ...],
     limit: int,
-    fix_to: Path | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
@@ -60,23 +57,48 @@ def audit(
 
     Files of a folder whose names begin with eval, test, valid or dev are taken as the evaluation set.
     """
-    from tutelage_advisor.audit import Options, fix
+    from tutelage_advisor.audit import Options
     from tutelage_advisor.audit import audit as run
 
     settings = {} if "too-long" in skip else {"too-long": {"max_length": max_length, "tokenizer": tokenizer}}
     options = Options(against=against, held_out=held_out, settings=settings, skip=skip, limit=limit)
     found = with_progress(lambda progress: run(data, options, progress))
-    fixed = fix(data, found, fix_to) if fix_to else None
     if report:
         write_page(found, report)
     if as_json:
-        print_json({**_plain(found), "fixed": fixed} if fixed else found)
+        print_json(found)
         return
     show(found)
-    if fixed:
-        click.echo(f"\n{fixed.kept} rows were written to {fixed.out}; {fixed.dropped} were left out")
     if report:
         click.echo(f"\nThe report is in {report}")
+
+
+@click.command()
+@click.argument("data")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="A new .jsonl file for the rows that are kept."
+)
+@_held_out
+@_skip
+@_limit
+@json_option
+def fix(data: str, out: Path, held_out: Path | None, skip: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Audit DATA, and write the rows that are safe to keep into a new file. DATA itself is never changed.
+
+    Left out is what an audit calls safe to leave out: rows that can't be read, have wrong roles or no answer, that
+    repeat an earlier row, or that the evaluation set has too.
+    """
+    from tutelage_advisor.audit import Options, audit
+    from tutelage_advisor.audit import fix as run
+
+    options = Options(held_out=held_out, skip=skip, limit=limit)
+    fixed = run(data, with_progress(lambda progress: audit(data, options, progress)), out)
+    if as_json:
+        print_json(fixed)
+        return
+    click.echo(f"{fixed.kept} rows were written to {fixed.out}; {fixed.dropped} were left out")
+    for check, rows in fixed.by_check.items():
+        click.echo(f"  {check}: {rows}")
 
 
 def with_progress(work: Callable[[Callable[[int], None]], Audit]) -> Audit:
@@ -125,13 +147,7 @@ def show(found: Audit) -> None:
         click.echo(f"\n{tag}{click.style(finding.check, bold=True)}: {finding.message}")
         for item in finding.evidence[:3]:
             click.echo(f"        {item.place}: {item.shown}")
-        safe = " (safe: --fix OUT.jsonl does it)" if finding.fix else ""
+        safe = f" (safe: tutelage data fix {shlex.quote(found.data)} --out FILE does it)" if finding.fix else ""
         click.echo(f"        -> {finding.advice}{safe}")
     for name, why in found.failed_checks.items():
         click.echo(f"\n{click.style('not run ', fg='red')}{name}: {why}")
-
-
-def _plain(found: Audit) -> dict[str, Any]:
-    import msgspec
-
-    return msgspec.structs.asdict(found)

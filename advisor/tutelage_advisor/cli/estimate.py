@@ -10,16 +10,25 @@ import click
 from tutelage.cli.output import json_option, print_json, table
 
 if TYPE_CHECKING:
-    from tutelage_advisor.catalog import Catalog
+    from tutelage_advisor.catalog import Catalog, Figure
     from tutelage_advisor.estimates import EstimateRequest
 
+_RECALLED = {
+    "gpus": "* quoted from memory, not read for this catalog; see tutelage catalog sources for the others",
+    "models": "shapes are as known of each model's config.json; parameters were checked against the published number",
+}
 _CHOICES = {
+    "phase": [
+        *("sft", "pretrain", "dpo", "reward_model", "ppo", "grpo"),
+        *("comparisons", "critique_revision", "ai_feedback", "evaluation"),
+    ],
     "adapter": ["full", "lora", "qlora", "prompt"],
     "strategy": ["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"],
     "precision": ["auto", "bf16", "bf16-true", "fp16-true", "fp32"],
-    "optimizer": ["adamw", "adamw-foreach", "adamw-8bit", "sgd", "sgd-momentum", "lion", "adafactor"],
+    "optimizer": ["adamw", "adamw-foreach", "adamw-8bit", "muon", "sgd", "sgd-momentum", "lion", "adafactor"],
     "attention": ["auto", "flash", "eager"],
     "loss": ["float32", "shifted", "half"],
+    "reward_model": ["none", "shared", "separate"],
 }
 _WHOLE = {
     "gpus": "GPUs in one node (1).",
@@ -29,12 +38,19 @@ _WHOLE = {
     "micro_batch": "Rows that one GPU computes at a time (1).",
     "seq_len": "Tokens of a row (1024).",
     "tokens_per_step": "Tokens of an optimizer step over all GPUs.",
-    "examples": "Training examples, for time and cost.",
+    "examples": "Training examples (or prompts to answer), for time and cost.",
+    "answers": "Answers to a prompt, compared (2) or drawn (ppo 1, grpo 8, comparisons 4).",
+    "new_tokens": "Tokens of an answer that is drawn (256).",
+    "thought_tokens": "Tokens of a critique (128) or of a judge's reasoning (0).",
+    "inner_epochs": "Passes over the answers of an iteration (ppo 4, grpo 1).",
+    "rounds": "Revisions of an answer (1).",
+    "principles": "Principles by which a pair is judged (4).",
 }
 _REAL = {
     "dropout": "LoRA dropout (0).",
     "tokens_per_example": "Mean tokens of an example (seq-len).",
     "epochs": "Passes over the examples (3).",
+    "prompt_tokens": "Mean tokens of a prompt that is answered.",
     "usd_per_gpu_hour": "What a GPU costs you, instead of the catalog's price.",
     "network_gb_s": "GB/s between nodes, for each GPU (50).",
 }
@@ -57,6 +73,9 @@ def _request_options(command: Any) -> Any:
         command = click.option(_flag(name), name, type=int, help=_WHOLE[name])(command)
     for name in reversed(_CHOICES):
         command = click.option(_flag(name), name, type=click.Choice(_CHOICES[name]))(command)
+    command = click.option(
+        "--reference/--no-reference", default=None, help="Whether dpo, ppo or grpo asks a reference model."
+    )(command)
     command = click.option("--targets", help="LoRA's layers: all-linear, attention, mlp, or names with commas.")(
         command
     )
@@ -231,6 +250,8 @@ def catalog(kind: str, extra: Path | None, as_json: bool) -> None:
         _print_prices(known)
     else:
         table(["source", "is"], [[key, text] for key, text in known.sources.items()], folds={"is"})
+    if not as_json and kind in ("gpus", "models"):
+        click.echo(_RECALLED[kind], err=True)
     for stale in known.stale() if kind in ("gpus", "prices") and not as_json else []:
         click.echo(f"old: {stale}", err=True)
 
@@ -239,10 +260,10 @@ def _print_gpus(known: Catalog) -> None:
     rows = [
         [
             gpu.name,
-            f"{gpu.memory_gib.value:g}",
-            f"{gpu.bandwidth_gb_s.value:g}",
-            f"{gpu.tflops['bf16'].value:g}" if gpu.has_bf16 else "–",
-            f"{gpu.link.kind}, {gpu.link.gb_s.value:g}",
+            _figure(gpu.memory_gib),
+            _figure(gpu.bandwidth_gb_s),
+            _figure(gpu.tflops["bf16"]) if gpu.has_bf16 else "–",
+            f"{gpu.link.kind}, {_figure(gpu.link.gb_s)}",
             f"{gpu.typical_price:.2f}" if gpu.typical_price is not None else "–",
         ]
         for gpu in known.gpus
@@ -250,6 +271,10 @@ def _print_gpus(known: Catalog) -> None:
     table(
         ["GPU", "GiB", "GB/s", "bf16 TFLOP/s", "link, GB/s", "$/h"], rows, right={"GiB", "GB/s", "bf16 TFLOP/s", "$/h"}
     )
+
+
+def _figure(figure: Figure) -> str:
+    return f"{figure.value:g}{'*' if figure.from_memory else ''}"
 
 
 def _print_models(known: Catalog) -> None:

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from tutelage_advisor.estimates.searching import Largest
     from tutelage_advisor.estimates.simulating import Simulation
 
+_OTHER_PARTS = {"cache": "keys and values", "others": "reference, reward model"}
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
 
 
 def print_estimate(result: Estimate, catalog: Catalog, simulation: Simulation | None = None) -> None:
     """One compact page."""
     where = f" on {_hardware(result)}" if result.gpu else ""
-    click.secho(f"{result.model}: {result.adapter}{where} ({result.strategy}, {result.precision})", bold=True)
+    how = f"{result.phase}, {result.adapter}" if result.trainable_parameters else result.phase
+    click.secho(f"{result.model}: {how}{where} ({result.strategy}, {result.precision})", bold=True)
     share = result.trainable_parameters / result.parameters
-    click.echo(
-        f"{result.parameters:,} parameters, {result.trainable_parameters:,} of them learn ({share:.2%})"
-        if result.adapter == "full"
-        else f"{result.parameters:,} parameters, {result.trainable_parameters:,} learn beside them ({share:.2%})"
-    )
+    whose = "of them learn" if result.adapter == "full" and result.phase != "ppo" else "learn beside them"
+    learn = f"{result.trainable_parameters:,} {whose} ({share:.2%})" if share else "none of them learn"
+    click.echo(f"{result.parameters:,} parameters, {learn}")
     rows = [
         [
             "memory of a GPU",
@@ -37,7 +37,8 @@ def print_estimate(result: Estimate, catalog: Catalog, simulation: Simulation | 
             _verdict(result, catalog),
         ]
     ]
-    rows += [[f"  {part}", f"{getattr(result.memory, part + '_gib'):.2f}", "", ""] for part in _PARTS]
+    parts = {part: getattr(result.memory, f"{part}_gib") for part in (*_PARTS, *_OTHER_PARTS)}
+    rows += [[f"  {_OTHER_PARTS.get(part, part)}", f"{gib:.2f}", "", ""] for part, gib in parts.items() if gib]
     if simulation is not None:
         rows.append(
             [
@@ -47,18 +48,21 @@ def print_estimate(result: Estimate, catalog: Catalog, simulation: Simulation | 
                 f"the formula, without overhead: {result.memory.allocated_gib:.2f}",
             ]
         )
-    if result.tokens_per_second is not None and result.utilisation is not None:
+    if result.tokens_per_second is not None:
+        used = result.utilisation
         rows.append(
             [
                 "tokens a second",
                 f"{result.tokens_per_second:,.0f}",
                 _range(result, "tokens_per_second", "{:,.0f}"),
-                f"{result.utilisation:.0%} of the rated FLOP/s",
+                "of prompts with their answers" if used is None else f"{used:.0%} of the rated FLOP/s",
             ]
         )
     if result.hours is not None:
         low, high = result.intervals["hours"]
         rows.append(["time", duration(result.hours * 3600), f"{duration(low * 3600)} to {duration(high * 3600)}", ""])
+        if len(result.parts) > 1:
+            rows += [[f"  {part}", duration(hours * 3600), "", ""] for part, hours in result.parts.items()]
     if result.usd is not None:
         rows.append(["cost", f"${result.usd:,.2f}", _range(result, "usd", "${:,.2f}"), ""])
     rows.append(["artifact", f"{result.artifact_mib:,.1f} MiB", "", ""])
@@ -138,6 +142,9 @@ def print_recipe(result: RecipeEstimate, catalog: Catalog) -> None:
         time = "" if result.hours is None else f", {duration(result.hours * 3600)}"
         cost = "" if result.usd is None else f", ${result.usd:,.2f}"
         click.secho(f"{result.name}: {result.peak_gib:.1f} GiB at most{time}{cost}", bold=True)
+    for name, people in result.people.items():
+        asked = f"{people.judgements:,} judgements, about {people.hours:,.1f} hours of theirs, ${people.usd:,.0f}"
+        click.echo(f"stage {name} waits for people: {asked}")
 
 
 def print_inference(model: str, result: InferenceMemory, context: int, batch: int, weights: str) -> None:

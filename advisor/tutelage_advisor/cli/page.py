@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tutelage_advisor.advice import Advice, MethodAdvice, Reason
+    from tutelage_advisor.advice import Advice, MethodAdvice, PreferenceAdvice, Reason
     from tutelage_advisor.costs.results import Costs
     from tutelage_advisor.rules import Rule
 
@@ -30,6 +30,11 @@ def page(advice: Advice) -> str:
     return "\n".join(_parts(advice)) + "\n"
 
 
+def brief(advice: Advice) -> str:
+    """The verdict with its reasons and costs alone."""
+    return "\n".join([*_verdict(advice), *_why(advice), *_paid(advice)]) + "\n"
+
+
 def why(rule: Rule) -> str:
     """One rule, told in full."""
     when = ", ".join(f"{name} is {_words(value)}" for name, value in rule.when.items()) or "always"
@@ -43,15 +48,25 @@ def why(rule: Rule) -> str:
 
 def _parts(advice: Advice) -> Iterator[str]:
     yield from _verdict(advice)
-    yield from _section("Why", (line for reason in _chosen(advice) for line in _reason(reason)))
+    yield from _why(advice)
     yield from _section("Data", (line for text in advice.data.reasons[:3] for line in _wrapped(text, "  ")))
-    yield from _section(f"Costs over {advice.costs.horizon_months} months", _costs(advice.costs))
+    yield from _paid(advice)
     if advice.method:
         yield from _section("Methods", (*_methods(advice.methods), *_nearest(advice)))
+    if advice.preferences:
+        yield from _section("Preferences", _preferences(advice.preferences))
     yield from _section("Assumed, and it matters", _assumptions(advice))
     yield from _section("Mind", (line for risk in advice.risks[:5] for line in _wrapped(risk, "  ")))
     steps = enumerate(advice.next_steps, 1)
     yield from _section("Next", (line for number, step in steps for line in _wrapped(f"{number}. {step}", "  ")))
+
+
+def _why(advice: Advice) -> Iterator[str]:
+    return _section("Why", (line for reason in _chosen(advice) for line in _reason(reason)))
+
+
+def _paid(advice: Advice) -> Iterator[str]:
+    return _section(f"Costs over {advice.costs.horizon_months} months", _costs(advice.costs))
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
@@ -127,6 +142,47 @@ def _methods(methods: list[MethodAdvice]) -> Iterator[str]:
         name = f"{'> ' if each.chosen else '  '}{METHODS[each.method]}"
         rows.append([name, memory, hardware, run, each.compute, each.customisation, each.forgetting])
     yield from _table(rows)
+
+
+def _preferences(given: PreferenceAdvice) -> Iterator[str]:
+    verdict = f"Learn them by {given.method.upper()}" if given.method else "They can't be learnt here"
+    whose = {"people": "; let people compare", "ai-feedback": "; let a judge compare", "none": ""}[given.feedback]
+    yield "  " + click.style(verdict + whose, fg="green")
+    asked = (
+        f"{given.pairs:,} comparisons are {given.state}: {given.minimum:,} at the least, {given.robust:,} for robust"
+    )
+    if given.method != "grpo":
+        yield from _wrapped(f"{asked} results", "  ")
+        names = {"people": "people", "ai-feedback": "a judge"}
+        rows = [["", "a label", "agrees with people", "a useful label", "labels to robust", "total"]]
+        rows += [
+            [
+                names[each.source],
+                f"${each.usd_per_label:.3f}",
+                f"{each.agreement:.0%}",
+                f"${each.usd_per_useful_label:.3f}",
+                f"{each.labels:,}",
+                _usd(each.usd),
+            ]
+            for each in given.labels
+        ]
+        yield from _table(rows)
+    rows = [["", "memory", "hardware", "a pass over", "takes"]]
+    rows += [
+        [
+            each.phase,
+            f"{each.peak_gib:.0f} GiB{'' if each.fits else ', does not fit'}",
+            each.hardware,
+            f"{each.examples:,}",
+            f"{_hours(each.hours)}, {_usd(each.usd)}",
+        ]
+        for each in given.phases
+    ]
+    yield from _table(rows)
+    for reason in [each for each in given.reasons if each.weight or each.decisive][:4]:
+        yield from _reason(reason)
+    for note in given.notes:
+        yield from _wrapped(note, "  ")
 
 
 def _nearest(advice: Advice) -> Iterator[str]:

@@ -11,7 +11,7 @@ import msgspec
 
 from tutelage_advisor.estimates import calibration as known
 from tutelage_advisor.estimates.architecture import Architecture
-from tutelage_advisor.estimates.request import EstimateRequest
+from tutelage_advisor.estimates.request import ONLINE, EstimateRequest
 
 
 class Activations(msgspec.Struct, frozen=True):
@@ -130,5 +130,12 @@ def _working(architecture: Architecture, precision: str) -> float:
 
 
 def _logits(architecture: Architecture, request: EstimateRequest, tokens: int) -> float:
-    held = min(tokens, known.LOSS_CHUNK) if request.chunked_loss else tokens
-    return held * architecture.vocabulary * known.LOGIT_BYTES[request.loss]
+    """Logits of what is learnt: of answers that were drawn, which `new_tokens` says, else of everything.
+
+    Phases that draw answers also take the entropy of each distribution, piece by piece: four copies in float32.
+    """
+    drawn = request.phase in ONLINE and request.new_tokens is not None
+    learnt = min(tokens, request.micro_batch * (request.new_tokens or 0)) if drawn else tokens
+    held = min(learnt, known.LOSS_CHUNK) if request.chunked_loss else learnt
+    entropy = 16 * min(learnt, known.ENTROPY_CHUNK) if drawn else 0
+    return architecture.vocabulary * (held * known.LOGIT_BYTES[request.loss] + entropy)

@@ -147,6 +147,12 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         """Width of all query heads together."""
         return self.heads * self.head_size
 
+    def cache_bytes(self, context: int, width: float) -> float:
+        """Bytes of one sequence's key-value cache; layers with a sliding window keep no more than the window."""
+        kept = min(context, self.window) if self.window else context
+        windowed = self.layers * self.window_share
+        return self.cached * width * (windowed * kept + (self.layers - windowed) * context)
+
     @property
     def key_value_width(self) -> int:
         """Width of all key heads together (the values' is the same)."""

@@ -31,10 +31,31 @@ def build(config: Mapping[str, Any], place: str) -> Architecture:
     Raises:
         TutelageError: when transformers is not installed, or can't build a decoder from this configuration.
     """
+    return msgspec.json.decode(_child("inventory", dict(config), place), type=Architecture)
+
+
+def new_config(
+    architecture: str, parameters: str | int, shape: Mapping[str, Any], vocabulary: int, longest: int, place: str
+) -> dict[str, Any]:
+    """The configuration that the phase pretrain gives a new model of this size or shape, worked out in a child process.
+
+    Raises:
+        TutelageError: when transformers is not installed, or has no such architecture or size.
+    """
+    if not parameters and "hidden_size" not in shape:
+        fix = "give parameters: 10M, or shape: {hidden_size: 256, num_hidden_layers: 8}"
+        raise TutelageError.at(f"{place}.parameters", "nothing says how large the new model is", fix)
+    sizes = {"vocab_size": vocabulary, **shape}
+    asked = {"architecture": architecture, "parameters": parameters, "shape": sizes, "longest": longest}
+    found: dict[str, Any] = msgspec.json.decode(_child("invent", asked, place))
+    return found
+
+
+def _child(work: str, asked: dict[str, Any], place: str) -> bytes:
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "tutelage_advisor.estimates.building"],
-            input=msgspec.json.encode(dict(config)),
+            [sys.executable, "-m", "tutelage_advisor.estimates.building", work],
+            input=msgspec.json.encode(asked),
             capture_output=True,
             timeout=LONGEST_BUILD,
             check=False,
@@ -42,13 +63,28 @@ def build(config: Mapping[str, Any], place: str) -> Architecture:
     except subprocess.TimeoutExpired:
         raise TutelageError.at(place, f"building it on the meta device took over {LONGEST_BUILD} s") from None
     if child.returncode == 0:
-        return msgspec.json.decode(child.stdout, type=Architecture)
+        return child.stdout
     lines = child.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-    kind = config.get("model_type", "no model_type")
+    kind = asked.get("model_type") or asked.get("architecture") or "no model_type"
     fix = (
         "install 'tutelage[train]'" if "No module named" in lines[-1] else "is it a decoder (a causal language model)?"
     )
     raise TutelageError.at(place, f"transformers can't build it ({kind}): {lines[-1][:300]}", fix)
+
+
+def invent(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a new model, as `new_config` asks for it. Imports torch and transformers."""
+    from tutelage.models.architectures import config_of_shape, config_of_size, takes
+    from tutelage.scaling import amount
+
+    name, shape = asked["architecture"], dict(asked["shape"])
+    if takes(name, "max_position_embeddings", "phase"):
+        shape.setdefault("max_position_embeddings", asked["longest"])
+    if asked["parameters"]:
+        made = config_of_size(name, amount(asked["parameters"]), shape, "phase")
+    else:
+        made = config_of_shape(name, shape, "phase")
+    return {name: value for name, value in made.to_dict().items() if isinstance(value, str | int | float | bool | list)}
 
 
 def inventory(config: Mapping[str, Any]) -> Architecture:
@@ -155,4 +191,5 @@ def _fused_names(family: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(inventory(msgspec.json.decode(sys.stdin.buffer.read()))))
+    work: Any = {"inventory": inventory, "invent": invent}[sys.argv[1]]
+    sys.stdout.buffer.write(msgspec.json.encode(work(msgspec.json.decode(sys.stdin.buffer.read()))))

@@ -44,6 +44,16 @@ NVLINK_SHARE: Final = 0.7
 "What collectives reach of NVLink and of the network."
 PCIE_SHARE: Final = 0.2
 "What collectives reach of PCIe between consumer GPUs, which can't read each other's memory."
+ENTROPY_CHUNK: Final = 1024
+"Tokens whose distributions' entropy is taken at a time (engine/forward.py)."
+SAMPLED_AT_ONCE: Final = 4
+"How many times the rows of a micro-batch the engine draws at a time (engine/answering.py)."
+DECODING_BANDWIDTH: Final = 0.7
+"Share of the memory bandwidth that a step of decoding reaches. Judgement."
+CRITIQUE_TOKENS: Final = 500
+"Tokens of the words and examples of a request to criticise or to revise, about those of the template that ships."
+QUESTION_TOKENS: Final = 150
+"Tokens of a judge's question beside prompt and answers, about those of the template that ships."
 HOST_GB_S: Final = 12.0
 "GB/s from the host's memory."
 ATTENTION_SHARE: Final = 0.4
@@ -56,3 +66,5 @@ MEMORY_INTERVAL: Final = (0.93, 1.27)
 "Measured over estimated memory: 90% of the published points lie within."
 SPEED_INTERVAL: Final = (0.58, 1.20)
 "Measured over estimated throughput: 90% of the published points lie within."
+DRAWING_INTERVAL: Final = (0.4, 1.6)
+"The same for phases that draw answers, of which no measurements are held against the formulas: judgement."

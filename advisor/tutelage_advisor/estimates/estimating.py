@@ -10,8 +10,9 @@ from tutelage_advisor.estimates import calibration as known
 from tutelage_advisor.estimates.architecture import Architecture
 from tutelage_advisor.estimates.memory import Memory, learning, memory
 from tutelage_advisor.estimates.models import architecture_of
-from tutelage_advisor.estimates.request import EstimateRequest
-from tutelage_advisor.estimates.speed import Speed, flops_per_token, speed
+from tutelage_advisor.estimates.phases import example_seconds, example_tokens, flops_of_writing, settled, shape_of
+from tutelage_advisor.estimates.request import MAKING, ONLINE, EstimateRequest
+from tutelage_advisor.estimates.speed import flops_per_token
 
 Interval = tuple[float, float]
 MIB = 2**20
@@ -36,6 +37,9 @@ class Estimate(msgspec.Struct, kw_only=True):
     hours: float | None
     usd: float | None
     artifact_mib: float
+    phase: str
+    parts: dict[str, float]
+    "Hours by what is done: learning, answering (drawing answers), reading (scores, log-probabilities), judging …"
     intervals: dict[str, Interval]
     "Lowest and highest likely value of every figure, by its name (`memory.peak_gib`, `hours` …)."
     assumptions: list[str]
@@ -56,14 +60,20 @@ def estimate(
     gpu = catalog.gpu(request.gpu, "gpu") if request.gpu else None
     made = architecture or architecture_of(request.model, catalog)
     assumptions: list[str] = []
+    request, made = settled(request), shape_of(made, request)
     _check(request, made)
     precision = decided_precision(request, gpu, assumptions)
     strategy, needed = _strategy_and_memory(request, made, gpu, precision, assumptions)
     count = learning(made, request)
-    rate = speed(made, request, gpu, precision, strategy) if gpu else None
-    hours = _hours(request, rate, assumptions)
+    parts = example_seconds(made, request, gpu, precision, strategy) if gpu else {}
+    tokens = example_tokens(request)
+    rate = tokens * _passes(request) / sum(parts.values()) if parts else None
+    hours = _hours(request, sum(parts.values()) if parts else None, assumptions)
     usd, prices = _usd(request, gpu, hours, assumptions)
     _assume(request, made, assumptions)
+    recalled = gpu.from_memory({"fp32": "fp32", "fp16-true": "fp16"}.get(precision, "bf16")) if gpu else []
+    if gpu and recalled:
+        assumptions.append(f"quoted from memory, not read for this catalog: {' and '.join(recalled)} of {gpu.name}")
     result = Estimate(
         model=request.model,
         adapter=request.adapter,
@@ -75,12 +85,14 @@ def estimate(
         trainable_parameters=count.learnt,
         memory=needed,
         fits=None if gpu is None else needed.peak_gib <= gpu.usable,
-        flops_per_token=flops_per_token(made, request),
-        tokens_per_second=rate.tokens_per_second if rate else None,
-        utilisation=rate.utilisation if rate else None,
+        flops_per_token=_flops(made, request),
+        tokens_per_second=rate,
+        utilisation=_utilisation(made, request, gpu, precision, rate),
         hours=hours,
         usd=usd,
-        artifact_mib=count.learnt * (2 if request.adapter == "full" and precision != "fp32" else 4) / MIB,
+        artifact_mib=_artifact(made, request, precision) / MIB,
+        phase=request.phase,
+        parts={name: seconds * (request.examples or 0) / 3600 for name, seconds in parts.items() if request.examples},
         intervals={},
         assumptions=assumptions,
     )
@@ -134,16 +146,42 @@ def _strategy_and_memory(
     return "fsdp", memory(made, msgspec.structs.replace(request, strategy="fsdp"), precision, "fsdp")
 
 
-def _hours(request: EstimateRequest, rate: Speed | None, assumptions: list[str]) -> float | None:
-    if rate is None or request.examples is None:
+def _passes(request: EstimateRequest) -> float:
+    """How often a stage goes over its examples."""
+    return 1.0 if request.phase in MAKING else request.epochs
+
+
+def _flops(made: Architecture, request: EstimateRequest) -> float:
+    return flops_of_writing(made, request) if request.phase in MAKING else flops_per_token(made, request)
+
+
+def _utilisation(
+    made: Architecture, request: EstimateRequest, gpu: Gpu | None, precision: str, rate: float | None
+) -> float | None:
+    """Share of the rated FLOP/s that learning reaches; not said of phases that mostly wait for single tokens."""
+    if gpu is None or rate is None or request.phase in ONLINE | MAKING:
         return None
-    each = request.tokens_per_example
-    if each is None:
-        each = float(request.seq_len)
+    kind = {"fp32": "fp32", "fp16-true": "fp16"}.get(precision, "bf16")
+    return rate * flops_per_token(made, request) / (gpu.peak_tflops(kind) * 1e12 * request.devices)
+
+
+def _artifact(made: Architecture, request: EstimateRequest, precision: str) -> float:
+    """Bytes of what is left: an adapter or a model (and PPO's value model beside it), or a dataset of texts."""
+    if request.phase in MAKING:
+        written = (request.examples or 0) * example_tokens(request)
+        return 4.0 * written if request.phase != "evaluation" else 0.0
+    return learning(made, request).learnt * (2 if request.adapter == "full" and precision != "fp32" else 4)
+
+
+def _hours(request: EstimateRequest, seconds: float | None, assumptions: list[str]) -> float | None:
+    if seconds is None or request.examples is None:
+        return None
+    if request.tokens_per_example is None and request.phase not in ONLINE | MAKING:
         assumptions.append(
-            f"every example fills a row of {request.seq_len} tokens; give tokens_per_example to refine time and cost"
+            f"every example fills {'a row' if request.answers == 1 else f'{request.answers} rows'} of "
+            f"{request.seq_len} tokens; give tokens_per_example to refine time and cost"
         )
-    return request.examples * each * request.epochs / rate.tokens_per_second / 3600
+    return request.examples * seconds / 3600
 
 
 def _usd(
@@ -184,13 +222,32 @@ def _assume(request: EstimateRequest, made: Architecture, assumptions: list[str]
             if adapted
             else "LoRA adapts linear layers, not the stacked experts"
         )
-    if request.tokens_per_step is None:
+    if request.tokens_per_step is None and request.phase not in MAKING:
         assumptions.append("gradients are not accumulated over micro-batches")
+    assumptions += _of_phase(request)
     if request.nodes > 1:
         assumptions.append(f"{request.network_gb_s:g} GB/s between nodes for each GPU")
     assumptions.append(
         "memory parts are each one's own maximum; they do not all peak together, so the peak can be less than their sum"
     )
+
+
+def _of_phase(request: EstimateRequest) -> list[str]:
+    """What is assumed of a phase that draws answers or compares them."""
+    found = []
+    if request.phase in ("dpo", "reward_model"):
+        found.append(f"{request.answers} answers an example, each a row of its own in the micro-batch")
+    if request.phase in ONLINE:
+        roles = {"shared": "an adapter on the same base", "separate": "a model of the same size", "none": "none"}
+        found.append(
+            f"{request.answers} answers a prompt, of {request.new_tokens} tokens all, learnt from "
+            f"{request.inner_epochs} times; reward model: {roles[request.reward_model or 'none']}"
+        )
+    if request.phase in MAKING:
+        found.append(f"answers are {request.new_tokens} tokens long, all of them, {request.micro_batch} at a time")
+    if request.phase in ONLINE | MAKING:
+        found.append("drawing answers was not held against published measurements; its interval is wide")
+    return found
 
 
 _EXACT = ("parameters", "trainable_parameters", "artifact_mib", "flops_per_token")
@@ -204,9 +261,10 @@ def _intervals(result: Estimate, prices: Interval) -> dict[str, Interval]:
     for name in _EXACT:
         value = float(getattr(result, name))
         found[name] = (value, value)
-    slow, fast = known.SPEED_INTERVAL
-    if result.tokens_per_second is not None and result.utilisation is not None:
+    slow, fast = known.DRAWING_INTERVAL if result.phase in ONLINE | MAKING else known.SPEED_INTERVAL
+    if result.tokens_per_second is not None:
         found["tokens_per_second"] = (result.tokens_per_second * slow, result.tokens_per_second * fast)
+    if result.utilisation is not None:
         found["utilisation"] = (result.utilisation * slow, min(1.0, result.utilisation * fast))
     if result.hours is not None:
         found["hours"] = (result.hours / fast, result.hours / slow)

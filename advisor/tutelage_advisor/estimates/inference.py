@@ -47,10 +47,7 @@ def inference_memory(
     if context < 1 or batch < 1:
         raise ValueError("context and batch must be at least 1")
     held = _weights(architecture, weights)
-    per_layer = architecture.cached * cache_bytes
-    kept = min(context, architecture.window) if architecture.window else context
-    windowed = architecture.layers * architecture.window_share
-    cache = batch * per_layer * (windowed * kept + (architecture.layers - windowed) * context)
+    cache = batch * architecture.cache_bytes(context, cache_bytes)
     step = batch * architecture.vocabulary * 4 + context * architecture.hidden * 2 * 4
     overhead = known.CONTEXT_GIB * GIB + known.FRAGMENTATION * cache + step
     return InferenceMemory(

@@ -11,18 +11,38 @@ from tutelage.config import Config
 AdapterName = Literal["full", "lora", "qlora", "prompt"]
 Strategy = Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 Precision = Literal["auto", "bf16", "bf16-true", "fp16-true", "fp32"]
-Optimizer = Literal["adamw", "adamw-foreach", "adamw-8bit", "sgd", "sgd-momentum", "lion", "adafactor"]
+Optimizer = Literal["adamw", "adamw-foreach", "adamw-8bit", "muon", "sgd", "sgd-momentum", "lion", "adafactor"]
 Attention = Literal["auto", "flash", "eager"]
 LossCode = Literal["float32", "shifted", "half"]
+PhaseName = Literal[
+    "sft",
+    "pretrain",
+    "dpo",
+    "reward_model",
+    "ppo",
+    "grpo",
+    "comparisons",
+    "critique_revision",
+    "ai_feedback",
+    "evaluation",
+]
+RewardModel = Literal["none", "shared", "separate"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
+ONLINE: frozenset[str] = frozenset({"ppo", "grpo"})
+"Phases that learn from answers that they draw."
+MAKING: frozenset[str] = frozenset({"comparisons", "critique_revision", "ai_feedback", "evaluation"})
+"Phases that answer and judge, and learn nothing."
+
+
 class EstimateRequest(Config):
-    """A training run: the model, what learns, on which hardware, with which settings."""
+    """A run of one phase: the model, what learns, on which hardware, with which settings."""
 
     model: Annotated[
         str, Meta(min_length=1, description="A catalog name, a hub name, a Hugging Face folder or a config.json.")
     ]
+    phase: Annotated[PhaseName, Meta(description="What is done: what is learnt, or made.")] = "sft"
     adapter: Annotated[AdapterName, Meta(description="Which parameters learn.")] = "lora"
     gpu: Annotated[str | None, Meta(description="A GPU of the catalog; null estimates memory alone.")] = None
     gpus: Annotated[int, Meta(ge=1, le=1024, description="GPUs in one node.")] = 1
@@ -94,6 +114,44 @@ class EstimateRequest(Config):
         Meta(description="Mean tokens of an example; null takes seq_len."),
     ] = None
     epochs: Annotated[float, Meta(gt=0, le=10_000, description="Passes over the examples.")] = 3.0
+    answers: Annotated[
+        Count | None,
+        Meta(
+            description="Answers to a prompt: those that are compared (2) or drawn (ppo 1, grpo 8, comparisons 4); "
+            "null takes the number in brackets."
+        ),
+    ] = None
+    new_tokens: Annotated[
+        Count | None,
+        Meta(description="Tokens of an answer that a phase draws; null takes 256, or a quarter of seq_len."),
+    ] = None
+    prompt_tokens: Annotated[
+        Annotated[float, Meta(gt=0, le=10**8)] | None,
+        Meta(description="Mean tokens of a prompt that a phase answers; null takes what new_tokens leave of seq_len."),
+    ] = None
+    thought_tokens: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)] | None,
+        Meta(
+            description="Tokens of a critique (128), or of a judge's reasoning (0); null takes the number in brackets."
+        ),
+    ] = None
+    inner_epochs: Annotated[
+        Count | None, Meta(description="Passes over the answers of an iteration (ppo 4, grpo 1).")
+    ] = None
+    reference: Annotated[
+        bool | None,
+        Meta(description="Whether a reference model is asked; null: in dpo and ppo, not in grpo."),
+    ] = None
+    reward_model: Annotated[
+        RewardModel | None,
+        Meta(
+            description="Where the reward model of ppo and grpo is: an adapter on the same base (shared), a model of "
+            "the same size beside it (separate), or none, as rewards are functions. null: in ppo shared where that "
+            "can be, else separate; in grpo none."
+        ),
+    ] = None
+    rounds: Annotated[Count, Meta(description="How often critique_revision revises an answer.")] = 1
+    principles: Annotated[Count, Meta(description="Principles by which ai_feedback judges a pair.")] = 4
     usd_per_gpu_hour: Annotated[
         Annotated[float, Meta(ge=0, le=100_000)] | None,
         Meta(description="What a GPU really costs you; null takes the catalog."),
@@ -102,6 +160,12 @@ class EstimateRequest(Config):
     def __post_init__(self) -> None:
         if self.offload and self.strategy not in ("fsdp", "zero3"):
             raise ValueError("offload needs strategy fsdp or zero3")
+        if self.phase in ONLINE | MAKING and self.new_tokens is not None and self.new_tokens >= self.seq_len:
+            raise ValueError(f"new_tokens {self.new_tokens} leave no room for a prompt in seq_len {self.seq_len}")
+        if self.reward_model == "shared" and self.adapter not in ("lora", "qlora"):
+            raise ValueError("a reward model can be shared as an adapter of a frozen base only: use lora or qlora")
+        if self.adapter == "prompt" and self.phase in ("reward_model", *ONLINE):
+            raise ValueError(f"{self.phase} does not learn a soft prompt: use lora, qlora or full")
 
     @property
     def devices(self) -> int:

@@ -73,7 +73,7 @@ def speed(architecture: Architecture, request: EstimateRequest, gpu: Gpu, precis
     flops = flops_per_token(architecture, request)
     peak = gpu.peak_tflops(_arithmetic(precision)) * 1e12
     bandwidth = gpu.bandwidth_gb_s.value * 1e9
-    reached = gpu.achievable.value if gpu.achievable else known.ACHIEVABLE
+    reached = _reached(gpu)
     slower = (1 / known.ATTENTION_SHARE - 1) * attention_flops(architecture, request)
     arithmetic = request.tokens * (flops + slower) / (peak * reached)
     traffic = request.tokens * _traffic(architecture, request, precision) / bandwidth
@@ -101,13 +101,61 @@ def speed(architecture: Architecture, request: EstimateRequest, gpu: Gpu, precis
     )
 
 
+def forward_seconds(architecture: Architecture, request: EstimateRequest, gpu: Gpu, precision: str) -> float:
+    """Seconds of one GPU for each token that goes through the model once, with nothing kept, in full micro-batches."""
+    dense = 2.0 * architecture.active_matrix_parameters
+    attention = 2.0 * _attended(architecture, request.seq_len) * architecture.query_width * architecture.layers
+    slower = (1 / known.ATTENTION_SHARE - 1) * attention
+    arithmetic = (dense + attention + slower) / (gpu.peak_tflops(_arithmetic(precision)) * 1e12 * _reached(gpu))
+    bandwidth = gpu.bandwidth_gb_s.value * 1e9
+    launches = (_launches(architecture, request) + _dequantising(architecture, request, bandwidth)) / passes(request)
+    return arithmetic + launches / request.tokens
+
+
+def step_seconds(
+    architecture: Architecture, request: EstimateRequest, gpu: Gpu, precision: str, rows: int, context: float
+) -> float:
+    """Seconds of a step of decoding: one more token of each of `rows` sequences of `context` tokens.
+
+    The larger of reading all weights and of computing with them, and reading the caches (Pope et al. 2022, section 3),
+    but no less than starting the kernels takes.
+    """
+    bandwidth = gpu.bandwidth_gb_s.value * 1e9
+    reached = bandwidth * known.DECODING_BANDWIDTH
+    width = 4 if precision == "fp32" else 2
+    computing = 2.0 * architecture.active_matrix_parameters * rows
+    computing /= gpu.peak_tflops(_arithmetic(precision)) * 1e12 * _reached(gpu)
+    reading = _weights_read(architecture, request, rows) * width / reached
+    cache = rows * architecture.cache_bytes(round(context), width) / reached
+    launches = _launches(architecture, request) / passes(request)
+    moving = max(reading, computing) + cache
+    return math.hypot(moving, launches) + _dequantising(architecture, request, bandwidth) / passes(request)
+
+
+def _weights_read(architecture: Architecture, request: EstimateRequest, rows: int) -> float:
+    """Weights that a step of decoding reads as they are; 4-bit ones are counted where they are unpacked."""
+    dense = sum(linear.weights for linear in architecture.linears)
+    if architecture.head is None:
+        dense += architecture.vocabulary * architecture.hidden
+    if request.adapter == "qlora":
+        dense -= architecture.quantizable()
+    experts = architecture.experts
+    return dense + (experts.parameters * min(1.0, experts.active * rows / experts.number) if experts else 0.0)
+
+
+def _reached(gpu: Gpu) -> float:
+    return gpu.achievable.value if gpu.achievable else known.ACHIEVABLE
+
+
 def _arithmetic(precision: str) -> str:
     return {"fp32": "fp32", "fp16-true": "fp16"}.get(precision, "bf16")
 
 
 def _traffic(architecture: Architecture, request: EstimateRequest, precision: str) -> float:
     """Bytes that kernels other than matrix products move for one token, in proportion to what autograd would save."""
-    plain = msgspec.structs.replace(request, adapter="full", dropout=0.0, attention="flash", upcast=False)
+    plain = msgspec.structs.replace(
+        request, adapter="full", reward_model=None, dropout=0.0, attention="flash", upcast=False
+    )
     wide = "fp32" if precision == "fp32" else "bf16-true"
     moved = saved_per_token(architecture, plain, wide) * architecture.layers
     if request.adapter in ("lora", "qlora"):  # the input is cast and dropped out, the update added to the output

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
@@ -19,7 +19,21 @@ from tutelage.errors import TutelageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Option = Literal["prompt", "retrieve", "fine-tune", "full", "lora", "qlora", "prompt-tuning"]
+Option = Literal[
+    "prompt",
+    "retrieve",
+    "fine-tune",
+    "full",
+    "lora",
+    "qlora",
+    "prompt-tuning",
+    "people",
+    "ai-feedback",
+    "dpo",
+    "ppo",
+    "grpo",
+]
+RuleFile = Literal["approach", "method", "preferences"]
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +58,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @cache
-def load(name: Literal["approach", "method"]) -> tuple[Rule, ...]:
+def load(name: RuleFile) -> tuple[Rule, ...]:
     """The rules of one file, in its order."""
     text = Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8")
     return msgspec.convert(tomllib.loads(text)["rule"], tuple[Rule, ...])
@@ -56,7 +70,7 @@ def find(name: str) -> Rule:
     Raises:
         TutelageError: when there is none, with the nearest.
     """
-    rules = {rule.name: rule for rule in (*load("approach"), *load("method"))}
+    rules = {rule.name: rule for file in get_args(RuleFile) for rule in load(file)}
     if name not in rules:
         raise TutelageError.at(f"--why {name}", "no rule is called so", did_you_mean(name, list(rules)))
     return rules[name]

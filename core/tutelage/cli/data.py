@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from tutelage.cli.groups import OpenGroup
 from tutelage.cli.output import json_option, print_json
 from tutelage.cli.train import set_option
 
 
-@click.group()
+@click.group(cls=OpenGroup)
 def data() -> None:
     """Look at data as the model will see it."""
 
@@ -47,10 +48,9 @@ def _examples(recipe: Path, overrides: list[str], only: str, count: int) -> list
         TutelageError: when the recipe or its data can't be used, or no stage has data.
     """
     from tutelage.config import did_you_mean
-    from tutelage.engine.context import model_of, prepare_data
+    from tutelage.engine.context import foreseen_model, prepare_data
     from tutelage.errors import TutelageError
     from tutelage.models.loading import load_tokenizer
-    from tutelage.models.locating import fetch, locate
     from tutelage.plugins import host
     from tutelage.recipe import load, resolve
 
@@ -63,10 +63,7 @@ def _examples(recipe: Path, overrides: list[str], only: str, count: int) -> list
     for stage in resolved.recipe.stages:
         if only and stage.name != only:
             continue
-        reference = model_of(resolved, stage, None)
-        if reference.startswith("stage:"):
-            reference = resolved.recipe.model  # what the stage before will make has the same tokenizer
-        located = fetch(locate(reference, base, "model", host()))
+        located = foreseen_model(resolved, stage, host())
         tokenizer = load_tokenizer(located, resolved.recipe.tokenizer, base)
         prepared = prepare_data(resolved, stage, located, tokenizer, host())
         if prepared is not None:

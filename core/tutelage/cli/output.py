@@ -44,7 +44,7 @@ def print_problems(problems: Iterable[Problem]) -> None:
 
 def report_error(error: Exception, as_json: bool) -> int:
     """Tell a person (and, with `--json`, a script) what went wrong, and return the exit code."""
-    from tutelage.errors import Problem, TutelageError
+    from tutelage.errors import Problem, RunWaiting, TutelageError
 
     if isinstance(error, TutelageError):
         problems, code = error.problems, error.exit_code
@@ -56,6 +56,9 @@ def report_error(error: Exception, as_json: bool) -> int:
         print_json({"error": {"problems": problems}})
     if isinstance(error, click.ClickException):
         error.show()
+    elif isinstance(error, RunWaiting):
+        for problem in problems:
+            click.echo(str(problem), err=True)
     else:
         print_problems(problems)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -126,8 +127,8 @@ def prune(names: tuple[str, ...], unfinished: bool, dry_run: bool, yes: bool, as
         for item in found:
             click.echo(f"{item.folder}  {size(item.size)}")
     if found and not dry_run:
-        if not yes:
-            click.confirm(f"Remove these checkpoints ({size(total)})?", abort=True, err=True)
+        if not yes and not _agreed(f"Remove these checkpoints ({size(total)})?"):
+            raise click.Abort
         listing.prune(found)
     if as_json:
         print_json({"removed": not dry_run, "bytes": total, "folders": found})
@@ -135,6 +136,23 @@ def prune(names: tuple[str, ...], unfinished: bool, dry_run: bool, yes: bool, as
         click.echo("nothing to remove")
     else:
         click.echo(f"{'would free' if dry_run else 'freed'} {size(total)}")
+
+
+def _agreed(question: str) -> bool:
+    """Ask, where there is someone to ask.
+
+    Raises:
+        TutelageError: when the input ends without an answer, as it does where a script has none.
+    """
+    from tutelage.errors import TutelageError
+
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        wrong = "there is no one to ask, and nothing was removed"
+        raise TutelageError.at("tutelage runs prune", wrong, "add --yes to remove without asking") from None
 
 
 def _setting(value: object) -> str:

@@ -50,6 +50,8 @@ def loss_plot(history: StageHistory, width: int | None = None, height: int = 12)
 def next_commands(folder: RunFolder) -> list[str]:
     """Three commands that make sense now, with names that work from here."""
     name = _reference(folder.path)
+    if state_of(folder) == "waiting":
+        return [f"tutelage rank {name}", f"tutelage rank {name} --status", f"tutelage resume {name}"]
     if state_of(folder) != "succeeded":
         return [f"tutelage resume {name}", f"tutelage runs show {name}", "tutelage runs list"]
     kinds = [stage.kind for stage in folder.record.stages if stage.artifact]

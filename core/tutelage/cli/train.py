@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override a field: stages.tune.adapter.rank=8."
 )
-EXIT_CODES = {"succeeded": 0, "stopped": 130}
+EXIT_CODES = {"succeeded": 0, "stopped": 130, "waiting": 3}
 
 
 @click.command()
@@ -40,8 +40,7 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     except TutelageError as error:
         problems, notes, data = error.problems, [], {}
     if as_json:
-        told = {"ok": not problems, "problems": problems, "notes": notes, "data": data}
-        print_json({**told, "error": {"problems": problems}} if problems else told)
+        print_json({"ok": not problems, "problems": problems, "notes": notes, "data": data})
     else:
         for stage, figures in data.items():
             click.echo(f"{stage}: data: {data_sentence(figures)}")
@@ -77,23 +76,25 @@ def train(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json: b
 @click.command()
 @click.argument("run")
 @click.option("--allow-changes", is_flag=True, help="Go on although data or versions changed since the run began.")
+@set_option
 @json_option
-def resume(run: str, allow_changes: bool, as_json: bool) -> int:
-    """Go on with RUN (a folder, or a name from `tutelage runs list`) from its last checkpoint."""
+def resume(run: str, allow_changes: bool, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Go on with RUN (a folder, or a name from `tutelage runs list`) from its last checkpoint.
+
+    With --set the recipe is changed: finished stages before the change are kept, the others begin anew.
+    """
     from tutelage import api
     from tutelage.runs.listing import find_run
 
     folder = find_run(run).path
-    return _follow(
-        lambda listener: api.resume(folder, allow_changes=allow_changes, listener=listener), as_json, str(folder)
-    )
+    return _follow(lambda listener: api.resume(folder, allow_changes, listener, list(overrides)), as_json, str(folder))
 
 
 def _follow(work: Callable[[View], Any], as_json: bool, run: str = "") -> int:
     """Show a run as it goes on, then what it made; also when it fails on the way."""
     from tutelage.cli.summary import print_summary
     from tutelage.cli.views import view
-    from tutelage.errors import RunFailed, RunStopped, TutelageError
+    from tutelage.errors import RunFailed, RunStopped, RunWaiting, TutelageError
     from tutelage.runs.folder import RunFolder
 
     failure: Exception | None = None
@@ -108,7 +109,7 @@ def _follow(work: Callable[[View], Any], as_json: bool, run: str = "") -> int:
         try:
             work(listen)
         except TutelageError as error:
-            if not run or not isinstance(error, RunFailed | RunStopped):
+            if not run or not isinstance(error, RunFailed | RunStopped | RunWaiting):
                 raise  # it never began: there is nothing to sum up
             failure = error
     code = report_error(failure, as_json) if failure else 0

@@ -102,7 +102,7 @@ def sentence(event: Event) -> str:
 
 
 def _figures(event: Event) -> str:
-    parts = [f"loss {number(event.get('loss'))}"]
+    parts = [f"loss {number(event['loss'])}"] if "loss" in event else []
     if event.get("tokens_per_second"):
         parts.append(f"{number(round(event['tokens_per_second']))} tokens/s")
     if event.get("memory_gib"):
@@ -138,7 +138,8 @@ def _step(event: Event) -> str:
     step, steps, seconds = event.get("step"), event.get("steps"), event.get("seconds")
     if steps and step and seconds and steps > step:
         left = f", about {duration((steps - step) * seconds)} left"
-    return f"{event.get('stage')}: step {step}/{steps}, {_figures(event).replace('  ', ', ')}{left}"
+    figures = _figures(event).replace("  ", ", ")
+    return f"{event.get('stage')}: step {step}/{steps}" + (f", {figures}" if figures else "") + left
 
 
 def _eval(event: Event) -> str:
@@ -191,6 +192,25 @@ def _stalled(event: Event) -> str:
     )
 
 
+def _section(event: Event) -> str:
+    """A table as lines, and a prompt with its answers not at all: that is for the report."""
+    rows, columns = event.get("rows") or [], event.get("columns") or []
+    if "answer" in columns:
+        return ""
+    lines = [f"{event.get('stage')}: {event.get('title')}", *map(str, event.get("text") or [])]
+    lines += [
+        "  " + ", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=False) if str(cell))
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _told(event: Event, what: str) -> str:
+    hidden = ("time", "event", "stage")
+    told = {name: value for name, value in event.items() if name not in hidden and isinstance(value, int | float | str)}
+    return f"{event.get('stage')}: {what}: " + ", ".join(f"{name} {number(value)}" for name, value in told.items())
+
+
 def _stage_finished(event: Event) -> str:
     metrics = event.get("metrics") or {}
     told = ", ".join(f"{key} {number(value)}" for key, value in metrics.items())
@@ -207,6 +227,8 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "eval": _eval,
     "checkpoint": lambda event: f"{event.get('stage')}: checkpoint at step {event.get('step')}",
     "saved": _saved,
+    "section": _section,
+    "conclusion": lambda event: _told(event, "conclusion"),
     "stalled": _stalled,
     "stage_finished": _stage_finished,
     "run_finished": lambda event: f"run {event.get('state')}",

@@ -7,7 +7,7 @@ and over how many devices, changes speed and memory but never the step's loss.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -179,7 +179,10 @@ class Batch:
     again at 0 with each example, and `bounds` (examples + 1,) are where examples start and end. Padded, it is one row
     an example: `ids` (examples, longest), `attention_mask` the same shape, `bounds` None.
 
-    `targets` (same shape as `ids`) marks the tokens that are learnt; the first token of an example never is.
+    `targets` (same shape as `ids`) marks the tokens that are learnt; the first token of a sequence never is.
+
+    Where examples hold several sequences, each is laid out as if it were an example: `groups` (examples + 1,) says
+    where each example's sequences start among all, and `values` (sequences, columns) holds what the phase says of each.
     """
 
     ids: torch.Tensor
@@ -187,51 +190,70 @@ class Batch:
     targets: torch.Tensor
     bounds: torch.Tensor | None
     attention_mask: torch.Tensor | None
+    groups: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    sequences: int = 0
+    "How many sequences there are; 0 where a device has nothing to do but take part."
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            self.ids.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            None if self.bounds is None else self.bounds.to(device, non_blocking=True),
-            None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True),
-        )
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if hasattr(value := getattr(self, field.name), "to")
+        }
+        return replace(self, **moved)
 
 
 def collate(store: Examples, examples: Sequence[int], *, packed: bool, filler: int) -> Batch:
     """Lay examples out as a batch. `filler` pads rows, and is the one token of an empty batch; it is never learnt."""
     import torch
 
-    tokens = [store[int(index)] for index in examples]
-    if not tokens:
-        one = torch.full((1, 1), filler)
-        nothing = torch.zeros(1, 1, dtype=torch.bool)
-        bounds = torch.tensor([0, 1], dtype=torch.int32) if packed else None
-        mask = None if packed else torch.ones(1, 1, dtype=torch.long)
-        return Batch(one, torch.zeros(1, 1, dtype=torch.long), nothing, bounds, mask)
-    lengths = [len(item.ids) for item in tokens]
-    targets = [_targets(item) for item in tokens]
-    if packed:
-        ids = torch.from_numpy(np.concatenate([item.ids for item in tokens]).astype(np.int64))[None]
-        learn = torch.from_numpy(np.concatenate(targets))[None]
-        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None]
-        bounds = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32)
-        return Batch(ids, positions, learn, bounds, None)
-    width = max(lengths)
-    ids = torch.full((len(tokens), width), filler)
-    learn = torch.zeros(len(tokens), width, dtype=torch.bool)
-    mask = torch.zeros(len(tokens), width, dtype=torch.long)
-    for row, (item, target) in enumerate(zip(tokens, targets, strict=True)):
+    chosen = [store[int(index)] for index in examples]
+    if not chosen:
+        return _nothing(packed, filler)
+    batch = _packed(chosen) if packed else _padded(chosen, filler)
+    counts = [len(item.lengths) for item in chosen]
+    batch.sequences = sum(counts)
+    if chosen[0].values is not None:
+        batch.groups = torch.tensor(np.concatenate([[0], np.cumsum(counts)]))
+        batch.values = torch.from_numpy(np.concatenate([np.asarray(item.values) for item in chosen]))
+    return batch
+
+
+def _nothing(packed: bool, filler: int) -> Batch:
+    import torch
+
+    one = torch.full((1, 1), filler)
+    nothing = torch.zeros(1, 1, dtype=torch.bool)
+    bounds = torch.tensor([0, 1], dtype=torch.int32) if packed else None
+    mask = None if packed else torch.ones(1, 1, dtype=torch.long)
+    return Batch(one, torch.zeros(1, 1, dtype=torch.long), nothing, bounds, mask)
+
+
+def _packed(examples: list[Tokens]) -> Batch:
+    import torch
+
+    lengths = np.concatenate([item.lengths for item in examples])
+    ids = torch.from_numpy(np.concatenate([item.ids for item in examples]).astype(np.int64))[None]
+    learn = torch.from_numpy(np.concatenate([item.targets for item in examples]))[None]
+    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None]
+    bounds = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32)
+    return Batch(ids, positions, learn, bounds, None)
+
+
+def _padded(examples: list[Tokens], filler: int) -> Batch:
+    import torch
+
+    rows = [row for item in examples for row in item.sequences()]
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), filler)
+    learn = torch.zeros(len(rows), width, dtype=torch.bool)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, item in enumerate(rows):
         length = len(item.ids)
         ids[row, :length] = torch.from_numpy(item.ids.astype(np.int64))
-        learn[row, :length] = torch.from_numpy(target)
+        learn[row, :length] = torch.from_numpy(item.targets)
         mask[row, :length] = 1
-    positions = torch.arange(width).expand(len(tokens), width).contiguous()
+    positions = torch.arange(width).expand(len(rows), width).contiguous()
     return Batch(ids, positions, learn, None, mask)
-
-
-def _targets(item: Tokens) -> NDArray[np.bool_]:
-    targets = np.array(item.learn, dtype=bool)
-    targets[0] = False
-    return targets

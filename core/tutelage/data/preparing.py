@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,9 @@ from tutelage.data.progress import reading_progress
 from tutelage.data.reading import Source, detect, files_of, fingerprint, rows
 from tutelage.data.rendering import Renderer, Tokens
 from tutelage.data.store import SCHEMA, Selection, TokenStore, Writer, open_or_write
+from tutelage.data.windows import Windows
 from tutelage.errors import Problem, TutelageError
-from tutelage.formats import DataFormat, Record
+from tutelage.formats import NAMES, DataFormat, Record, Text
 from tutelage.models.locating import cache_folder
 from tutelage.phase import TrainingPhase
 from tutelage.plugins import Host
@@ -40,13 +41,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROWS_AT_A_TIME = 512
+_CHARACTERS_AT_A_TIME = 1 << 20
+"Of plain text, whose rows may be long."
 
 
 class Prepared(msgspec.Struct):
     """A stage's data, ready to be batched."""
 
-    train: Selection
-    eval: Selection | None
+    train: Selection | Windows
+    eval: Selection | Windows | None
     report: DataReport
     fingerprints: dict[str, str]
     "Of the contents of each source, by what the recipe calls it."
@@ -121,7 +124,71 @@ def prepare(
         raise TutelageError.at(
             f"{place}.eval_split", str(error), "give more rows, or a file of its own as eval"
         ) from None
-    return Prepared(train, evaluation, _report(reports, train, evaluation), fingerprints)
+    shared = int(np.isin(evaluation.digests, train.digests).sum()) if evaluation else 0
+    try:
+        arranged = phase.arrange(train, renderer, max_length)
+        held_out = phase.arrange(evaluation, renderer, max_length) if evaluation else None
+    except ValueError as error:
+        raise TutelageError.at(place, str(error)) from None
+    return Prepared(arranged, held_out, _report(reports, arranged, held_out, shared), fingerprints)
+
+
+def stream(data: Data, base: Path, host: Host, place: str) -> Iterator[tuple[str, Record]]:
+    """The records of a stage's training data one by one; rows that can't be used are passed over.
+
+    Raises:
+        TutelageError: when a source can't be had.
+    """
+    for part in _parts(data, base, host, place)[0]:
+        wrong = RowProblems()
+        yield from _records(host, part, rows(part.source, wrong), SourceReport(part.source.label), wrong)
+
+
+def sources_of(data: Data, base: Path, host: Host, place: str) -> list[Source]:
+    """The sources of a stage's training data, found.
+
+    Raises:
+        TutelageError: when one can't be had.
+    """
+    return [part.source for part in _parts(data, base, host, place)[0]]
+
+
+def records(
+    phase: str, takes: tuple[type, ...], data: Data, base: Path, host: Host, place: str
+) -> list[tuple[str, Record]]:
+    """All records of a stage's training data, in their order, each with the place that it comes from.
+
+    Args:
+        phase: who takes them, for messages.
+        takes: the kinds of records that are wanted.
+    Raises:
+        TutelageError: with every problem found in the sources and their rows.
+    """
+    found: list[tuple[str, Record]] = []
+    problems: list[Problem] = []
+    for part in _parts(data, base, host, place)[0]:
+        wrong = RowProblems()
+        try:
+            for where, record in _records(host, part, rows(part.source, wrong), SourceReport(part.source.label), wrong):
+                if not isinstance(record, takes):
+                    wrong.add(where, _not_taken(phase, takes, record))
+                found.append((where, record))
+            wrong.raise_any(part.source.label)
+        except TutelageError as error:
+            problems += error.problems
+    if problems:
+        raise TutelageError(problems)
+    return found
+
+
+def fingerprints(data: Data, base: Path, host: Host, place: str) -> dict[str, str]:
+    """Of the contents of each source of a stage's data, by what the recipe calls it.
+
+    Raises:
+        TutelageError: when a source can't be read.
+    """
+    parts, held = _parts(data, base, host, place)
+    return {part.source.label: fingerprint(part.source) for part in chain(parts, held)}
 
 
 def look_through(data: Data, base: Path, host: Host, place: str) -> None:
@@ -171,7 +238,8 @@ def _parts(data: Data, base: Path, host: Host, place: str) -> tuple[list[_Part],
         except TutelageError as error:
             problems += [problem for problem in error.problems if problem not in problems]
         try:
-            parts.append(_Part(files_of(mixed.source, base, source_place), chosen, mixed.weight))
+            source = msgspec.structs.replace(files_of(mixed.source, base, source_place), documents=data.documents)
+            parts.append(_Part(source, chosen, mixed.weight))
         except TutelageError as error:
             problems += error.problems
     if problems:
@@ -190,8 +258,9 @@ def _key(setting: _Setting, part: _Part, content: str, tokenizer: str) -> str:
         else sorted(map(_code, setting.host.classes("format").values())),
         "phase": "" if _renders_alike(phase) else [_code(type(phase)), msgspec.to_builtins(phase.config)],
         "learn_from": data.learn_from,
-        "too_long": data.too_long,
-        "max_length": setting.max_length,
+        "documents": part.source.documents,
+        "too_long": data.too_long if phase.bounds_rows else "",
+        "max_length": setting.max_length if phase.bounds_rows else 0,
         "end_ids": setting.renderer.given_ends,
         "versions": [version("transformers"), version("tokenizers")],
     }
@@ -199,8 +268,9 @@ def _key(setting: _Setting, part: _Part, content: str, tokenizer: str) -> str:
 
 
 def _renders_alike(phase: TrainingPhase) -> bool:
-    """Whether a phase leaves it to the renderer what an example is."""
-    return type(phase).example is TrainingPhase.example
+    """Whether a phase leaves it to the renderer what an example is, and counts its learnt tokens."""
+    kind = type(phase)
+    return kind.example is TrainingPhase.example and kind.weight is TrainingPhase.weight
 
 
 def _code(kind: type) -> str:
@@ -242,9 +312,9 @@ def _tokenise(setting: _Setting, part: _Part, writer: Writer) -> dict[str, Any]:
     report = SourceReport(part.source.label)
     with reading_progress(f"Tokenising {part.source.label}", part.source.size) as advance:
         records = _records(setting.host, part, rows(part.source, problems, advance), report, problems)
-        while chunk := list(islice(records, _ROWS_AT_A_TIME)):
+        for chunk in _chunks(records):
             for (place, _), tokens in zip(chunk, _examples(setting, chunk), strict=True):
-                if wrong := _unlearnable(setting.renderer, tokens):
+                if wrong := _unlearnable(setting, tokens):
                     problems.add(place, wrong)
                 elif isinstance(tokens, Tokens):
                     _add(setting, writer, report, place, tokens)
@@ -273,40 +343,63 @@ def _records(
             problems.add(place, f"the format {chosen.name} failed: {type(error).__name__}: {error}")
 
 
+def _chunks(records: Iterator[tuple[str, Record]]) -> Iterator[list[tuple[str, Record]]]:
+    """Records in lists that are tokenised at a time."""
+    chunk: list[tuple[str, Record]] = []
+    characters = 0
+    for place, record in records:
+        chunk.append((place, record))
+        characters += len(record.text) if isinstance(record, Text) else 0
+        if len(chunk) == _ROWS_AT_A_TIME or characters >= _CHARACTERS_AT_A_TIME:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
 def _examples(setting: _Setting, chunk: list[tuple[str, Record]]) -> Iterable[Tokens | Exception]:
-    if _renders_alike(setting.phase):
+    if _renders_alike(setting.phase) and all(isinstance(record, setting.phase.takes) for _, record in chunk):
         return setting.renderer.render_many([record for _, record in chunk])
     return [_example(setting, record) for _, record in chunk]
 
 
+def _not_taken(phase: str, takes: tuple[type, ...], record: Record) -> str:
+    taken = " or ".join(NAMES[kind] for kind in takes)
+    return f"is {NAMES[type(record)]}, and the phase {phase} takes {taken}"
+
+
 def _example(setting: _Setting, record: Record) -> Tokens | Exception:
+    if not isinstance(record, setting.phase.takes):
+        return ValueError(_not_taken(setting.phase.name, setting.phase.takes, record))
     try:
         return setting.phase.example(record, setting.renderer)
     except Exception as error:  # as for formats
         return error
 
 
-def _unlearnable(renderer: Renderer, tokens: Tokens | Exception) -> str:
+def _unlearnable(setting: _Setting, tokens: Tokens | Exception) -> str:
     """Why there is no learning from this, or ''."""
     if isinstance(tokens, ValueError):
         return str(tokens)
     if isinstance(tokens, Exception):
         return f"the phase failed to make an example of it: {type(tokens).__name__}: {tokens}"
-    if tokens.weight == 0:
+    if not setting.phase.bounds_rows:  # a row is a part of a whole, such as a piece of a long text
+        return ""
+    if not tokens.learn.any() or tokens.weight == 0:
         return "nothing in it is learnt"
-    return "" if renderer.ends_learnt(tokens) else "the token that ends what is learnt is not learnt"
+    return "" if setting.renderer.ends_learnt(tokens) else "the token that ends what is learnt is not learnt"
 
 
 def _add(setting: _Setting, writer: Writer, report: SourceReport, place: str, tokens: Tokens) -> None:
     """Write a row's example, or what is left or made of it where it is too long."""
-    limit, length = setting.max_length, len(tokens)
+    limit, length = setting.max_length, int(tokens.lengths.max())
     report.longest = max(report.longest, length)
     digest = hashlib.blake2b(tokens.ids.tobytes() + tokens.learn.tobytes(), digest_size=8).digest()
     pieces = [tokens]
-    if length > limit:
-        pieces = _shortened(tokens, limit, setting.data.too_long)
+    if length > limit and setting.phase.bounds_rows:
+        pieces = _shortened(tokens, limit, "drop" if tokens.parts is not None else setting.data.too_long)
         if not pieces:
-            cut = setting.data.too_long == "cut"
+            cut = setting.data.too_long == "cut" and tokens.parts is None
             report.note(
                 f"with nothing to learn in their first {limit:,} tokens" if cut else f"longer than {limit:,} tokens",
                 place,
@@ -322,7 +415,7 @@ def _add(setting: _Setting, writer: Writer, report: SourceReport, place: str, to
     report.examples += len(pieces)
     report.tokens += sum(map(len, pieces))
     report.learnt += sum(piece.weight for piece in pieces)
-    writer.add(pieces, place, int.from_bytes(digest, "little"))
+    writer.add(pieces, place, int.from_bytes(digest, "little"), setting.phase.weight)
 
 
 def _shortened(tokens: Tokens, limit: int, how: str) -> list[Tokens]:
@@ -354,8 +447,9 @@ def _select(
     return train, None
 
 
-def _report(reports: list[SourceReport], train: Selection, evaluation: Selection | None) -> DataReport:
-    shared = int(np.isin(evaluation.digests, train.digests).sum()) if evaluation else 0
+def _report(
+    reports: list[SourceReport], train: Selection | Windows, evaluation: Selection | Windows | None, shared: int
+) -> DataReport:
     return DataReport(
         read=sum(report.read for report in reports),
         kept=sum(report.kept for report in reports),
@@ -365,7 +459,7 @@ def _report(reports: list[SourceReport], train: Selection, evaluation: Selection
         examples=len(train),
         tokens=int(train.lengths.sum()),
         learnt=int(train.weights.sum()),
-        longest=int(train.lengths.max()),
+        longest=int(train.longest.max()),
         eval_examples=len(evaluation) if evaluation else 0,
         eval_tokens=int(evaluation.lengths.sum()) if evaluation else 0,
         eval_in_train=shared,

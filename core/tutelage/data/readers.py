@@ -9,16 +9,19 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import msgspec
 
 from tutelage.data.problems import RowProblems
+from tutelage.data.texts import Documents, NotText, pieces
 from tutelage.errors import TutelageError
 
 Rows = Iterator[tuple[str, Any]]
@@ -30,9 +33,15 @@ _LONGEST_FIELD = 2**31 - 1
 _OBJECT_A_LINE = "each line must be one JSON object"
 
 
-def read(path: Path, label: str, problems: RowProblems, advance: Advance) -> Rows:
-    """Yield the rows of a file whose name ends as one of `SUFFIXES`; `label` is what places call it."""
+def read(path: Path, label: str, problems: RowProblems, advance: Advance, documents: Documents = "paragraph") -> Rows:
+    """Yield the rows of a file whose name ends as one of `SUFFIXES`; `label` is what places call it.
+
+    Args:
+        documents: what is a document in a text file: a line, a paragraph or the file.
+    """
     reader = SUFFIXES[suffix_of(path)]
+    if reader is _text:
+        reader = partial(_text, documents=documents)
     before = problems.count
     empty = True
     try:
@@ -146,8 +155,10 @@ def _csv(path: Path, label: str, problems: RowProblems, advance: Advance) -> Row
     csv.field_size_limit(_LONGEST_FIELD)
     with _open(path, advance) as file:
         lines = _decoded(_text_lines(file, label, problems), label)
-        reader = csv.reader(lines, strict=True, delimiter="\t" if ".tsv" in path.suffixes else ",")
         try:
+            first = next(lines, "")
+            delimiter = "\t" if ".tsv" in path.suffixes else _delimiter(first)
+            reader = csv.reader(itertools.chain([first], lines), strict=True, delimiter=delimiter)
             header = next(reader, [])
             if repeated := sorted({name for name in header if header.count(name) > 1}):
                 problems.add(f"{label} line 1", f"the column {repeated[0]!r} appears twice", "rename one of them")
@@ -159,6 +170,12 @@ def _csv(path: Path, label: str, problems: RowProblems, advance: Advance) -> Row
             problems.add(error.problems[0].place, error.problems[0].wrong, error.problems[0].fix)
 
 
+def _delimiter(header: str) -> str:
+    """What parts the columns: the most frequent of comma, semicolon (many spreadsheets') and tab outside quotes."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max((",", ";", "\t"), key=bare.count)
+
+
 def _csv_rows(reader: Any, header: list[str], label: str, problems: RowProblems) -> Rows:
     start = reader.line_num + 1
     for cells in reader:
@@ -166,7 +183,9 @@ def _csv_rows(reader: Any, header: list[str], label: str, problems: RowProblems)
         if not cells:
             continue
         if len(cells) != len(header):
-            problems.add(place, f"has {len(cells)} fields where the header has {len(header)}", "mend the row")
+            parted = {",": "commas", ";": "semicolons", "\t": "tabs"}[reader.dialect.delimiter]
+            fix = f"mend the row: {parted} part the fields, and a text that holds one stands in double quotes"
+            problems.add(place, f"has {len(cells)} fields where the header has {len(header)}", fix)
             continue
         yield place, dict(zip(header, cells, strict=True))
 
@@ -201,6 +220,21 @@ def _parquet(path: Path, label: str, problems: RowProblems, advance: Advance) ->
         problems.add(label, f"is not a Parquet file that can be read: {error}".splitlines()[0], "write it anew")
 
 
+def _text(path: Path, label: str, problems: RowProblems, advance: Advance, documents: Documents = "paragraph") -> Rows:
+    with _open(path, lambda _: None) as file:
+        reason = _not_text(file.read(4096).removeprefix(_BOM))
+    if reason:
+        problems.add(label, reason, "save it as UTF-8 text")
+        return
+    try:
+        with _open(path, advance) as file:
+            for line, text, starts, ends in pieces(file, documents):
+                whole = {} if starts and ends else {"starts": starts, "ends": ends}
+                yield f"{label} line {line}", {"text": text, **whole}
+    except NotText as error:
+        problems.add(f"{label} line {error.line}", "is not UTF-8 text", "save the file as UTF-8")
+
+
 def _kind(value: Any) -> str:
     names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
     return names.get(type(value), f"a {type(value).__name__}")
@@ -232,4 +266,6 @@ SUFFIXES: dict[str, Callable[[Path, str, RowProblems, Advance], Rows]] = {
     ".csv.gz": _csv,
     ".tsv": _csv,
     ".parquet": _parquet,
+    ".txt": _text,
+    ".txt.gz": _text,
 }

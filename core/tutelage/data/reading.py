@@ -14,13 +14,14 @@ import msgspec
 
 from tutelage.data.problems import RowProblems
 from tutelage.data.readers import SUFFIXES, Advance, read, suffix_of
+from tutelage.data.texts import Documents
 from tutelage.errors import Problem, TutelageError
 from tutelage.formats import DataFormat
 from tutelage.plugins import Host
 
 HUB = "hub:"
 _HUB_NAME = re.compile(r"^(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<split>[\w.\[\]%:+-]+))?$")
-_KINDS = "JSON, JSONL (also .gz), CSV or Parquet"
+_KINDS = "JSON, JSONL (also .gz), CSV, Parquet or text (.txt)"
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -34,6 +35,8 @@ class Source(msgspec.Struct, frozen=True):
     "Each file and what places call it."
     repository: str = ""
     split: str = "train"
+    documents: Documents = "paragraph"
+    "What is a document in its text files: a line, a paragraph or a file."
 
     @property
     def size(self) -> int:
@@ -86,7 +89,7 @@ def rows(
         for number, row in enumerate(_hub(source), start=1):
             yield f"{source.label} row {number}", row
     for label, path in source.files:
-        yield from read(path, label, found, advance)
+        yield from read(path, label, found, advance, source.documents)
     if problems is None:
         found.raise_any(source.label)
 
@@ -128,10 +131,11 @@ def detect(first_row: dict[str, Any], host: Host, place: str) -> DataFormat:
 
 
 def _inside(folder: Path, source: str, place: str) -> tuple[tuple[str, Path], ...]:
-    """The data files in a folder and below, by name; hidden ones are left out."""
+    """The data files in a folder and below, by name; hidden ones are left out, and notes (text beside other data)."""
     below = sorted(path for path in folder.rglob("*") if path.is_file())
     visible = [path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    data = [path for path in visible if suffix_of(path) in SUFFIXES]
+    found = [path for path in visible if suffix_of(path) in SUFFIXES]
+    data = [path for path in found if not suffix_of(path).startswith(".txt")] or found
     if not data:
         there = ", ".join(path.name for path in visible[:5]) or "nothing"
         raise TutelageError.at(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tutelage.data.chat import ChatTemplate, Messages, Span
-from tutelage.formats import Continuation, Conversation, Record, Text
+from tutelage.formats import NAMES, Continuation, Conversation, Prompt, Record, Text
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -32,18 +32,55 @@ _LONGEST_HEADER = 256
 
 
 class Tokens(msgspec.Struct, eq=False):
-    """An example: token ids (int32) and which of them are learnt (bool), both of shape (length,)."""
+    """An example: token ids (int32) and which of them are learnt (bool), both of shape (length,).
+
+    It may hold several sequences one after another, such as the answers to one prompt.
+    """
 
     ids: npt.NDArray[np.int32]
     learn: npt.NDArray[np.bool_]
+    parts: npt.NDArray[np.int32] | None = None
+    "Lengths of its sequences, (sequences,); None where it is one."
+    values: npt.NDArray[np.float32] | None = None
+    "What a phase has to say of each sequence, (sequences, columns), such as its rank."
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Lengths of its sequences, (sequences,)."""
+        return np.array([len(self.ids)], dtype=np.int32) if self.parts is None else self.parts
+
+    @property
+    def targets(self) -> npt.NDArray[np.bool_]:
+        """Which tokens are learnt and can be predicted: all but the first of a sequence, which nothing comes before."""
+        targets = np.array(self.learn, dtype=bool)
+        targets[np.cumsum(self.lengths) - self.lengths] = False
+        return targets
+
+    @property
     def weight(self) -> int:
-        """How many learnt tokens can be predicted: all but one at position 0, which nothing comes before."""
-        return int(self.learn[1:].sum())
+        """How many learnt tokens can be predicted."""
+        return int(self.targets.sum())
+
+    def sequences(self) -> list[Tokens]:
+        """Each of its sequences by itself, without values."""
+        ends = np.cumsum(self.lengths)
+        return [
+            Tokens(self.ids[end - length : end], self.learn[end - length : end])
+            for end, length in zip(ends, self.lengths, strict=True)
+        ]
+
+
+def together(sequences: Sequence[Tokens], values: Sequence[Sequence[float]]) -> Tokens:
+    """One example of several sequences, with a row of values for each."""
+    return Tokens(
+        np.concatenate([part.ids for part in sequences]),
+        np.concatenate([part.learn for part in sequences]),
+        np.array([len(part) for part in sequences], dtype=np.int32),
+        np.array(values, dtype=np.float32).reshape(len(sequences), -1),
+    )
 
 
 class _Encoded:
@@ -120,8 +157,50 @@ class Renderer:
             for draft in drafts
         ]
 
+    def answered(self, prompt: Prompt, answer: str) -> Tokens:
+        """A prompt and an answer to it, of which only the answer is learnt.
+
+        Raises:
+            ValueError: with a sentence, when it can't be learnt from as it is.
+        """
+        if not answer.strip():
+            raise ValueError("an answer is empty")
+        asked, self.learn_from = self.learn_from, "last"
+        try:
+            if isinstance(prompt, str):
+                return self.render(Continuation(prompt, answer))
+            return self.render(Conversation([*prompt, {"role": "assistant", "content": answer}]))
+        finally:
+            self.learn_from = asked
+
+    def prompted(self, prompt: Prompt) -> list[int]:
+        """The ids that a model is given to answer a prompt: up to where the assistant begins.
+
+        Raises:
+            ValueError: with a sentence, when there are none.
+        """
+        if isinstance(prompt, str) and not self.tokenizer.chat_template:
+            return [*self._opening, *self._encode([prompt])[0].ids]
+        if not self.tokenizer.chat_template:
+            raise ValueError("the model has no chat template, so it can't answer messages; give plain text")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        self._template.check(messages, None)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self._encode([text])[0].ids
+        if not ids:
+            raise ValueError("the prompt is empty")
+        return ids
+
+    def text_bytes(self, rows: list[npt.NDArray[np.int32]]) -> int:
+        """The bytes (UTF-8) of the text that rows of ids stand for, special tokens left out."""
+        backend: Any = self.tokenizer.backend_tokenizer
+        texts = backend.decode_batch([row.tolist() for row in rows], skip_special_tokens=True)
+        return sum(len(text.encode()) for text in texts)
+
     def ends_learnt(self, tokens: Tokens) -> bool:
         """Whether every run of learnt tokens has one that ends a turn or a text, so that the model learns to stop."""
+        if tokens.parts is not None:
+            return all(self.ends_learnt(part) for part in tokens.sequences() if part.learn.any())
         learn = tokens.learn
         starts = np.flatnonzero(learn & ~np.concatenate(([False], learn[:-1])))
         if len(starts) == 0:
@@ -131,19 +210,21 @@ class Renderer:
 
     def _draft(self, record: Record) -> _Draft | Tokens:
         if isinstance(record, Text):
-            return _Draft([record.text], self._text)
+            return _Draft([record.text], partial(self._text, record))
         if isinstance(record, Continuation):
             if not self.tokenizer.chat_template:
                 prompt = record.prompt + record.gap
                 return _Draft([prompt, prompt + record.completion], partial(self._continuation, record.completion))
             turns = [{"role": "user", "content": record.prompt}, {"role": "assistant", "content": record.completion}]
             record = Conversation(turns)
+        if not isinstance(record, Conversation):
+            raise ValueError(f"is {NAMES[type(record)]}, which no text can be made of as it is")
         return self._conversation(record)
 
     # Plain text
 
-    def _text(self, encoded: Encoding) -> Tokens:
-        ids, _ = self._closed(encoded.ids)
+    def _text(self, record: Text, encoded: Encoding) -> Tokens:
+        ids, _ = self._closed(encoded.ids, starts=record.starts, ends=record.ends)
         return Tokens(ids, np.ones(len(ids), dtype=bool))
 
     def _continuation(self, completion: str, prompt: Encoding, whole: Encoding) -> Tokens:
@@ -164,8 +245,12 @@ class Renderer:
             learn[:start] = False
         return Tokens(closed, learn)
 
-    def _closed(self, ids: list[int]) -> tuple[npt.NDArray[np.int32], int]:
+    def _closed(self, ids: list[int], *, starts: bool = True, ends: bool = True) -> tuple[npt.NDArray[np.int32], int]:
         """Put what the tokenizer writes before a text (BOS, if any) in front and EOS at the end, neither of them twice.
+
+        Args:
+            starts: whether the text starts here, so that anything is put in front.
+            ends: whether it ends here, so that anything is put at the end.
 
         Returns:
             the ids, and how many were put in front.
@@ -173,8 +258,8 @@ class Renderer:
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise ValueError("the tokenizer has no end-of-text token (eos_token), so the model could not learn to stop")
-        opening = [] if ids[: len(self._opening)] == self._opening else self._opening
-        closing = [] if ids[-1:] == [eos] else [eos]
+        opening = self._opening if starts and ids[: len(self._opening)] != self._opening else []
+        closing = [eos] if ends and ids[-1:] != [eos] else []
         return np.array([*opening, *ids, *closing], dtype=np.int32), len(opening)
 
     @cached_property

@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tutelage.data.batches import collate
+from tutelage.data.batches import Batch, collate
 from tutelage.data.rendering import Tokens
-from tutelage.engine.forward import learnt_logits
+from tutelage.engine.forward import learnt_logits, token_scores
+from tutelage.models.heads import score_head
 from tutelage.models.loading import quietly
 
 if TYPE_CHECKING:
@@ -173,22 +174,23 @@ def _has_flash_attention(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def packs_exactly(model: PreTrainedModel, vocabulary: int, *, reference: str) -> bool:
-    """Whether three random examples have the logits in one packed row that each has alone under `reference`."""
+    """Whether three random examples have the logits (or scores) in one packed row that each has alone under
+    `reference`."""
     generator = torch.Generator().manual_seed(0)
     examples = [
         Tokens(torch.randint(0, vocabulary, (length,), generator=generator).int().numpy(), _all_learnt(length))
         for length in (7, 19, 12)
     ]
+    outputs = _scores if score_head(model) is not None else _logits
     packed_with = model.config._attn_implementation
     was_training = model.training
     model.eval()
     try:
         device = next(model.parameters()).device
-        packed = learnt_logits(model, collate(_Probe(examples), range(3), packed=True, filler=0).to(device))[0]
+        packed = outputs(model, collate(_Probe(examples), range(3), packed=True, filler=0).to(device))
         model.set_attn_implementation(reference)
         alone = [
-            learnt_logits(model, collate(_Probe(examples), [index], packed=False, filler=0).to(device))[0]
-            for index in range(3)
+            outputs(model, collate(_Probe(examples), [index], packed=False, filler=0).to(device)) for index in range(3)
         ]
     finally:
         model.set_attn_implementation(packed_with)
@@ -197,6 +199,15 @@ def packs_exactly(model: PreTrainedModel, vocabulary: int, *, reference: str) ->
     scale = float(expected.std()) + 1e-6
     tolerance = 1e-4 if model.dtype == torch.float32 else 6e-2
     return bool((packed.float() - expected).abs().max() <= tolerance * max(scale, 1.0))
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    return learnt_logits(model, batch)[0]
+
+
+def _scores(model: nn.Module, batch: Batch) -> Tensor:
+    """Of all tokens, (tokens, 1)."""
+    return token_scores(model, batch).flatten()[:, None]
 
 
 def _all_learnt(length: int) -> Any:

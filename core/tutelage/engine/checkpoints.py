@@ -37,12 +37,15 @@ class Progress(msgspec.Struct, kw_only=True):
 
     step: int = 0
     micro_batch_tokens: int = 0
-    best_eval_loss: float | None = None
+    best_eval: float | None = None
+    "The lowest so far of what evaluations are judged by (negated, where higher is better)."
     evaluations_without_gain: int = 0
     finished: bool = False
     "Whether training is over (all steps done, or stopped early); only saving remains."
     metrics: dict[str, float] = {}
     "Of the last step, and of the last evaluation."
+    state: dict[str, float] = {}
+    "What a phase keeps from one step to the next."
 
 
 def latest(folder: Path) -> Path | None:
@@ -93,21 +96,23 @@ def unwritable(folder: Path, error: Exception) -> RunFailed:
 def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
     """Put a checkpoint's weights (and optimizer state, where one is given) back; each process takes its own share."""
     with safe_open(checkpoint / LEARNT, framework="pt") as learnt, torch.no_grad():
+        known = set(learnt.keys())
+        if missing := [name for name, _ in _learning(model) if name not in known]:
+            wrong = f"lacks {len(missing)} of the weights that learn here, such as {missing[0]}"
+            raise RunFailed.at(str(checkpoint), wrong, "it is not this stage's, or is damaged: remove it, and resume")
         for name, parameter in _learning(model):
             parameter.copy_(_share(learnt.get_tensor(name), parameter))
     if optimizer is None:
         return
     with safe_open(checkpoint / OPTIMIZER, framework="pt") as moments:
-        stored = set(moments.keys())
-        for name, parameter in _learning(model):
-            state = {
-                key: _share(moments.get_tensor(f"{key}.{name}"), parameter)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}.{name}" in stored
-            }
-            if optimizer.defaults.get("fused") and state:  # the fused kernel counts steps on the device
-                state["step"] = state["step"].to(parameter.device)
-            optimizer.state[parameter] = state
+        parameters = dict(_learning(model))
+        for stored in moments.keys():  # noqa: SIM118 - it is no dict
+            key, _, name = stored.partition(".")
+            parameter = parameters[name]
+            value = _share(moments.get_tensor(stored), parameter)
+            if key == "step" and optimizer.defaults.get("fused"):  # the fused kernel counts steps on the device
+                value = value.to(parameter.device)
+            optimizer.state[parameter][key] = value
 
 
 def learnt_weights(model: nn.Module, *, wanted: bool = True) -> dict[str, Tensor]:

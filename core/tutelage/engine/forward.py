@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
+from tutelage.models.heads import take_scores
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -29,7 +31,7 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         return _packed_logits(model, batch)
     keep = batch.targets.any(dim=0).nonzero().squeeze(1)
     positions = keep - 1
-    inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    inputs = _inputs(batch)
     if keeps_logits(model) and not _adds_tokens(model):
         logits = model(**inputs, logits_to_keep=positions).logits
     else:
@@ -39,10 +41,22 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _packed_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    inputs = _inputs(batch)
+    keep = batch.targets[0].nonzero().squeeze(1)
+    if keeps_logits(model):
+        logits = model(**inputs, logits_to_keep=keep - 1).logits[0]
+    else:
+        logits = model(**inputs).logits[0, keep - 1]
+    return logits, batch.ids[0, keep]
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    """What a transformers model is given to see each sequence of a batch by itself."""
     bounds = batch.bounds
-    assert bounds is not None
+    if bounds is None:
+        return {"input_ids": batch.ids, "attention_mask": batch.attention_mask, "use_cache": False}
     longest = int((bounds[1:] - bounds[:-1]).max())
-    inputs: dict[str, Any] = {
+    return {
         "input_ids": batch.ids,
         "position_ids": batch.positions,
         "use_cache": False,
@@ -51,12 +65,6 @@ def _packed_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         "max_length_q": longest,
         "max_length_k": longest,
     }
-    keep = batch.targets[0].nonzero().squeeze(1)
-    if keeps_logits(model):
-        logits = model(**inputs, logits_to_keep=keep - 1).logits[0]
-    else:
-        logits = model(**inputs).logits[0, keep - 1]
-    return logits, batch.ids[0, keep]
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
@@ -71,6 +79,100 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor, chunk: int = 1024) -> 
         part = slice(start, start + chunk)
         total = total + F.cross_entropy(logits[part].float(), targets[part], reduction="sum")
     return total
+
+
+def sequence_log_probabilities(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """How probable a model finds each sequence's learnt tokens.
+
+    Returns:
+        the log-probability summed over a sequence's learnt tokens, and their number; both (sequences,) in float32.
+    """
+    logits, targets = learnt_logits(model, batch)
+    owner = owners(batch)
+    each = -_cross_entropies(logits, targets)
+    if not batch.sequences:
+        return each[:0] + 0.0 * logits.sum().float(), each[:0]
+    total = each.new_zeros(batch.sequences).index_add(0, owner, each)
+    return total, torch.bincount(owner, minlength=batch.sequences).to(total)
+
+
+def token_log_probabilities(
+    model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How probable a model finds each learnt token.
+
+    Returns:
+        log-probabilities, the sequence that each token belongs to, and the entropy (nats) of the distribution that it
+        was predicted by, without gradient unless it is asked for; all (learnt,).
+    """
+    logits, targets = learnt_logits(model, batch)
+    if temperature != 1.0:
+        logits = logits / temperature
+    each = -_cross_entropies(logits, targets)
+    if not len(targets):
+        each = each + 0.0 * logits.sum().float()
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropy = _entropies(logits)
+    return each, owners(batch), entropy
+
+
+def last_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """The last layer's output, after its norm, at each sequence's last token: (sequences, hidden)."""
+    return _at_last(hidden_states(model, batch), batch)
+
+
+def sequence_scores(model: nn.Module, batch: Batch) -> Tensor:
+    """What a model with a score head gives each sequence, read at its last token: (sequences,), float32."""
+    return _at_last(token_scores(model, batch), batch)
+
+
+def token_scores(model: nn.Module, batch: Batch) -> Tensor:
+    """What a model with a score head gives at every position of a batch: (rows, tokens), float32."""
+    # The model as a whole is asked, and what it returns stays in the graph, so that sharded weights are gathered.
+    given: Tensor = model(**_inputs(batch)).logits
+    return take_scores(model) + 0.0 * given.sum().float()
+
+
+def _at_last(values: Tensor, batch: Batch) -> Tensor:
+    """Of `values` (rows, tokens, …), those at each sequence's last token: (sequences, …)."""
+    if batch.bounds is not None:
+        last = values[0, (batch.bounds[1:] - 1).long()]
+    else:
+        assert batch.attention_mask is not None
+        last = values[torch.arange(len(values), device=values.device), batch.attention_mask.sum(1) - 1]
+    return last[: batch.sequences] + 0.0 * last.sum() if not batch.sequences else last
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+    """The last layer's output, after its norm, at every position of a batch: (rows, tokens, hidden)."""
+    trunk: Any = base_of(model).base_model
+    hidden: Tensor = trunk(**_inputs(batch)).last_hidden_state
+    return hidden
+
+
+def owners(batch: Batch) -> Tensor:
+    """The sequence that each learnt token of a batch belongs to, in the order of `learnt_logits`: (learnt,)."""
+    if batch.bounds is None:
+        return batch.targets.nonzero()[:, 0]
+    starts = batch.bounds[1:-1].long()
+    return torch.bucketize(batch.targets[0].nonzero().squeeze(1), starts, right=True)
+
+
+def _cross_entropies(logits: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
+    """Negative log-likelihoods of `targets` (n,) under `logits` (n, vocabulary), in float32: (n,)."""
+    parts = [
+        F.cross_entropy(logits[start : start + chunk].float(), targets[start : start + chunk], reduction="none")
+        for start in range(0, len(targets), chunk)
+    ]
+    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
+
+
+def _entropies(logits: Tensor, chunk: int = 1024) -> Tensor:
+    parts = [
+        torch.distributions.Categorical(logits=logits[start : start + chunk].float()).entropy()
+        for start in range(0, len(logits), chunk)
+    ]
+    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:

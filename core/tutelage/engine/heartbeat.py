@@ -19,7 +19,7 @@ from typing import Any
 DEFAULT_SECONDS = 45.0
 
 
-EVALUATION = 1_000_000
+EVALUATION = 1_000_000_000
 "An evaluation's micro-batches are numbered from here: they come after those of their step."
 
 COMPILING = 200.0

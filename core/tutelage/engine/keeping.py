@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from tutelage.engine.checkpoints import learnt_weights, whole_weights
 from tutelage.engine.context import StageContext
+from tutelage.models.heads import prepare_scorer_base, score_head
 from tutelage.models.saving import save_artifact
 from tutelage.models.verifying import reference_of, verify
 from tutelage.report import model_card
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def save_and_verify(context: StageContext, model: nn.Module, metrics: dict[str, float]) -> Path:
+def save_and_verify(
+    context: StageContext, model: nn.Module, metrics: dict[str, float], prompt: list[int] | None = None
+) -> Path:
     """Save the artifact (all processes of a sharded model take part) and compare it with the model in memory.
 
+    Args:
+        prompt: token ids to try the model on; None takes them from the stage's data.
     Raises:
         RunFailed: when what was read back differs.
     """
@@ -32,7 +37,8 @@ def save_and_verify(context: StageContext, model: nn.Module, metrics: dict[str, 
     if devices.strategy == "fsdp":
         weights = whole_weights(model) if whole else learnt_weights(model)
     loading = adapter.loading(devices.frozen_dtype)
-    prompt = _a_prompt(context)
+    scores = score_head(model) is not None
+    prompt = prompt or (_an_answer(context) if scores else _a_prompt(context))
     reference = reference_of(
         model,
         context.tokenizer,
@@ -45,20 +51,19 @@ def save_and_verify(context: StageContext, model: nn.Module, metrics: dict[str, 
     target = context.folder / adapter.artifact
     if int(os.environ.get("RANK", "0")) == 0:
         record = context.run.record
-        card = model_card(
-            record, context.run.stage(context.stage.name), context.run.recipe, kind=adapter.artifact, metrics=metrics
-        )
+        kind = f"reward_{adapter.artifact}" if scores else adapter.artifact
+        card = model_card(record, context.run.stage(context.stage.name), context.run.recipe, kind=kind, metrics=metrics)
         save_artifact(
             adapter,
             model,
             context.tokenizer,
             target,
-            base_path=context.model.path,
+            base_path=_scorer_base(context) if scores and not whole else context.model.path,
             card=card,
             weights=weights,
             save_dtype=adapter.save_dtype,
         )
-        found = verify(target, reference, stop_prompt=prompt)
+        found = verify(target, reference, stop_prompt=None if scores else prompt)
         context.emit(
             "saved",
             folder=str(target),
@@ -71,6 +76,21 @@ def save_and_verify(context: StageContext, model: nn.Module, metrics: dict[str, 
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
     return target
+
+
+def _scorer_base(context: StageContext) -> str:
+    """The folder of a base that plain peft can load a reward adapter onto."""
+    pad: Any = context.tokenizer.pad_token_id
+    folder = context.folder / "base_with_head"
+    return prepare_scorer_base(context.model, folder, seed=context.stage.trainer.seed, pad=pad).path
+
+
+def _an_answer(context: StageContext) -> list[int]:
+    """The first sequence of the shortest example: what a reward model scores."""
+    assert context.data is not None
+    examples: Any = context.data.train
+    ids: list[int] = examples[int(np.argmin(examples.lengths))].sequences()[0].ids.tolist()
+    return ids
 
 
 def _a_prompt(context: StageContext) -> list[int]:

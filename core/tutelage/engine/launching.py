@@ -19,7 +19,7 @@ import msgspec
 
 from tutelage.engine.context import StageContext
 from tutelage.engine.interrupts import Interrupts
-from tutelage.errors import Problem, RunFailed, RunStopped, TutelageError
+from tutelage.errors import Problem, RunFailed, RunStopped, RunWaiting, TutelageError
 from tutelage.phase import Artifact
 from tutelage.runs.folder import EVENTS, RunFolder
 
@@ -56,6 +56,8 @@ def run_in_processes(context: StageContext) -> Artifact:
             stopped = RunStopped(outcome.problems)
             stopped.exit_code = outcome.exit_code
             raise stopped
+        if outcome.exit_code == RunWaiting.exit_code:
+            raise RunWaiting(outcome.problems)
         if outcome.problems:
             raise RunFailed(outcome.problems) if outcome.exit_code == 1 else TutelageError(outcome.problems)
         return Artifact(outcome.kind, Path(outcome.artifact), outcome.metrics)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from tutelage.data.batches import Batch, Examples, Plan, Step, collate, split_packed, split_padded
 from tutelage.engine.checkpoints import Progress
 from tutelage.engine.heartbeat import EVALUATION, Heartbeat
+from tutelage.engine.optimizers import make_optimizer
 from tutelage.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
     from tutelage.phase import TrainingPhase
     from tutelage.recipe import Trainer
+
+
+TURN = 10_000
+"Signs of life within a step are numbered from a multiple of this in each accumulation of gradients."
 
 
 class OutOfMemory(Exception):
@@ -42,6 +47,10 @@ class OutOfMemory(Exception):
 
 class Learner(L.LightningModule):
     """Trains `model` by a phase's loss. Everything that must survive a kill is in `progress`."""
+
+    judged_by = "eval_loss"
+    "The measure by which one evaluation is better than another."
+    higher_is_better = False
 
     def __init__(
         self,
@@ -75,7 +84,14 @@ class Learner(L.LightningModule):
         self.notice = notice
         self.heartbeat = heartbeat
         self.last: dict[str, float] = {}
+        self.turn = 0
+        "Which accumulation of gradients within a step this is, where there are several."
         self._shard = shard
+
+    @property
+    def artifact(self) -> nn.Module:
+        """The model that the stage leaves."""
+        return self.model
 
     def configure_model(self) -> None:
         """Shard the model over devices where the strategy does; Lightning calls this more than once."""
@@ -84,25 +100,8 @@ class Learner(L.LightningModule):
             self._shard = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; weight decay for matrices other than embeddings only (Loshchilov & Hutter 2019, Algorithm 2)."""
-        embeddings = {id(module.weight) for module in self.model.modules() if isinstance(module, torch.nn.Embedding)}
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                matrix = parameter.dim() >= 2 and id(parameter) not in embeddings
-                (decayed if matrix else plain).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": self.settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        fused = all(parameter.is_cuda for parameter in decayed + plain)
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.learning_rate,
-            betas=self.settings.betas,
-            fused=fused or None,
-        )
+        """The optimizer that the recipe asks for."""
+        return make_optimizer(self.model, self.settings, self.learning_rate)
 
     def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
         """Micro-batches move to the device one at a time, when their turn comes."""
@@ -113,7 +112,7 @@ class Learner(L.LightningModule):
         started = time.perf_counter()
         weight = int(self.weights[step.examples].sum())
         optimizer: Any = self.optimizers()
-        loss = self.accumulate(step.examples, weight, step.number)
+        told = self.accumulate(step.examples, weight, step.number)
         norm = self._clip(step)
         rate = self.learning_rate * schedule(self.settings, step.number, len(self.plan))
         for group in optimizer.param_groups:
@@ -124,28 +123,28 @@ class Learner(L.LightningModule):
         tokens = int(self.lengths[step.examples].sum())
         seconds = time.perf_counter() - started
         self.last = {
-            "loss": loss,
+            **told,
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens": tokens,
-            "learnt_tokens": weight,
+            **({"learnt_tokens": weight} if self.phase.counts_tokens else {}),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "epoch": step.epoch,
         }
 
-    def accumulate(self, examples: NDArray[np.int64], weight: int, number: int) -> float:
+    def accumulate(self, examples: NDArray[np.int64], weight: float, number: int) -> dict[str, float]:
         """Add the gradients of a step's mean loss; halve the micro-batches and begin again when memory runs out.
 
         Returns:
-            the step's loss: over all devices, a mean over its `weight` learnt tokens.
+            the step's `loss`, and the phase's further measures: over all devices, means over its `weight`.
         Raises:
             RunFailed: when the loss is not finite, naming the rows.
             OutOfMemory: when memory runs out and other processes are in the middle of the same step.
         """
         while True:
             batches = self.cut(examples)
-            torch.manual_seed(_step_seed(self.settings.seed, number, self.global_rank))
+            torch.manual_seed(_step_seed(self.settings.seed, number, self.global_rank, self.turn))
             try:
                 return self._sum_over_devices(self._backward(batches, weight, number), weight, number)
             except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -181,23 +180,24 @@ class Learner(L.LightningModule):
         """A micro-batch on this device."""
         return collate(self.examples, list(examples), packed=self.packed, filler=self.filler).to(self.device)
 
-    def _backward(self, batches: list[NDArray[np.int64]], weight: int, number: int) -> list[Tensor]:
-        losses = []
+    def _backward(self, batches: list[NDArray[np.int64]], weight: float, number: int) -> list[dict[str, Tensor]]:
+        told = []
         for index, examples in enumerate(batches):
-            self.heartbeat.beat(number, 2 * index)
+            self.beat(number, 2 * index)
             with self._synchronised_on_last(index == len(batches) - 1):
-                summed = self.loss(self.collate(examples))
-                self.heartbeat.beat(number, 2 * index + 1)  # from here on it may wait for others
+                summed, measures = self.loss(self.collate(examples))
+                self.beat(number, 2 * index + 1)  # from here on it may wait for others
                 # Strategies average gradients over devices; the step's mean is over tokens, so undo that.
                 self.manual_backward(summed * (self.trainer.world_size / max(1, weight)))
-            losses.append(summed.detach())
-            _refuse_nan(losses[-1], self.examples, examples, number)
-        return losses
+            told.append({"loss": summed.detach(), **{name: each.detach() for name, each in measures.items()}})
+            refuse_nan(summed.detach(), self.examples, examples, number)
+        return told
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The phase's loss in the stage's precision, wherever in the loop it is asked for."""
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The phase's loss and measures, in the stage's precision, wherever in the loop they are asked for."""
         with self.trainer.precision_plugin.forward_context():
-            return self.phase.loss(self.model, batch)
+            found = self.phase.loss(self.model, batch)
+        return found if isinstance(found, tuple) else (found, {})
 
     def _synchronised_on_last(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients travel between devices once a step, with its last micro-batch."""
@@ -206,15 +206,21 @@ class Learner(L.LightningModule):
             return model.no_sync()
         return contextlib.nullcontext()
 
-    def _sum_over_devices(self, losses: list[Tensor], weight: int, number: int) -> float:
-        self.heartbeat.beat(number, 2 * len(losses))
-        total = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
+    def beat(self, number: int, index: int) -> None:
+        """This process is so far in a step."""
+        self.heartbeat.beat(number, self.turn * TURN + index)
+
+    def _sum_over_devices(self, told: list[dict[str, Tensor]], weight: float, number: int) -> dict[str, float]:
+        self.beat(number, 2 * len(told))
+        names = list(told[0])
+        total = torch.stack([torch.stack([each[name].float() for name in names]) for each in told]).sum(0)
         if self.trainer.world_size > 1:
             dist.all_reduce(total)
-        return float(total) / max(1, weight)
+        return {name: value / max(1, weight) for name, value in zip(names, total.tolist(), strict=True)}
 
-    def _clip(self, step: Step) -> float:
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def _clip(self, step: Step, parameters: list[nn.Parameter] | None = None) -> float:
+        if parameters is None:
+            parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm: Any = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
@@ -228,26 +234,32 @@ class Learner(L.LightningModule):
 
     @torch.no_grad()
     def evaluate(self, held_out: Examples) -> dict[str, float]:
-        """The loss over held-out examples, a mean over their learnt tokens; memory does not grow with their number."""
+        """The loss and measures over held-out examples, means over them; memory does not grow with their number."""
         self.model.eval()
         order = np.arange(len(held_out), dtype=np.int64)
         split = split_packed if self.packed else split_padded
         shares = split(
             order, held_out.lengths, tokens=self.progress.micro_batch_tokens, devices=self.trainer.world_size
         )
-        total = torch.zeros((), dtype=torch.float64, device="cpu")
+        totals: dict[str, Tensor] = {}
         for index, examples in enumerate(shares[self.global_rank]):
             self.heartbeat.beat(self.progress.step, EVALUATION + index)
             batch = collate(held_out, list(examples), packed=self.packed, filler=self.filler).to(self.device)
-            summed = self.loss(batch)
-            _refuse_nan(summed, held_out, examples, self.progress.step)
-            total += summed.double().cpu()
+            summed, measures = self.loss(batch)
+            refuse_nan(summed, held_out, examples, self.progress.step)
+            for name, each in {"loss": summed, **measures}.items():
+                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + each.double().cpu()
+        total = torch.stack(list(totals.values()))
         if self.trainer.world_size > 1:
             total = total.to(self.device if self.device.type == "cuda" else "cpu")
             dist.all_reduce(total)
         self.model.train()
-        loss = float(total) / max(1, int(held_out.weights.sum()))
-        return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 80.0))}
+        weight = max(1, int(held_out.weights.sum()))
+        means = {f"eval_{name}": value / weight for name, value in zip(totals, total.tolist(), strict=True)}
+        if self.phase.counts_tokens:
+            means["eval_perplexity"] = math.exp(min(means["eval_loss"], 80.0))
+        means.update(self.phase.measures(means, held_out))
+        return means
 
 
 class Steps:
@@ -268,19 +280,24 @@ class Steps:
 def schedule(settings: Trainer, step: int, steps: int) -> float:
     """The share of the peak learning rate at a step (from 1 to `steps`): linear warm-up, then the recipe's schedule.
 
-    Cosine as in Loshchilov & Hutter 2017 (SGDR), equation 5, without restarts.
+    Cosine as in Loshchilov & Hutter 2017 (SGDR), equation 5, without restarts. Warm-up, stable, decay (wsd) as in Hu et
+    al. 2024 (MiniCPM), section 4.2, falling as 1 - sqrt(share of the decay done) (Hägele et al. 2024).
     """
     warmup = math.ceil(settings.warmup * steps) if settings.schedule != "constant" or settings.warmup else 0
     if step <= warmup:
         return step / warmup
-    if settings.schedule == "constant":
+    stable = steps - math.ceil(settings.decay * steps) if settings.schedule == "wsd" else warmup
+    if settings.schedule == "constant" or step <= stable:
         return 1.0
-    done = (step - warmup) / max(1, steps - warmup + 1)
-    fall = 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1 - done
+    begin = max(warmup, stable)
+    done = (step - begin) / max(1, steps - begin + 1)
+    falls = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "wsd": 1 - math.sqrt(done)}
+    fall = falls[settings.schedule]
     return settings.final_learning_rate + (1 - settings.final_learning_rate) * fall
 
 
-def _refuse_nan(loss: Tensor, store: Examples, examples: NDArray[np.int64], number: int) -> None:
+def refuse_nan(loss: Tensor, store: Examples, examples: NDArray[np.int64], number: int) -> None:
+    """Raises RunFailed, naming the rows, when their loss is not finite."""
     if not torch.isfinite(loss):
         places = [store.place(int(index)) for index in examples]
         raise RunFailed.at(
@@ -298,6 +315,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "out of memory" in words or "can't allocate memory" in words or "cannot allocate memory" in words
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
+def _step_seed(seed: int, step: int, rank: int, turn: int) -> int:
     """Dropout depends on the step, not on what ran before it: a resumed run draws the same numbers."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, step, rank, turn]).generate_state(1, np.uint64)[0] >> 1)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from tutelage.config import convert_into, item_label
-from tutelage.data.preparing import Prepared, look_through
+from tutelage.data.preparing import Prepared, look_through, records
 from tutelage.data.reading import HUB
-from tutelage.engine.context import model_of, prepare_data
+from tutelage.engine.context import NEW, STAGE, foreseen_model, prepare_data, tokenizer_of
 from tutelage.engine.devices import Devices, choose_devices, micro_batch_tokens
 from tutelage.errors import Problem, TutelageError
 from tutelage.models import locating
-from tutelage.models.loading import load_config, load_tokenizer, meta_model
+from tutelage.models.loading import load_config, meta_model
 from tutelage.phase import TrainingPhase
 from tutelage.plugins import Host
 from tutelage.recipe import Data, Resolved, Stage, mappings, spelled_out
@@ -75,12 +75,11 @@ class _StageCheck:
         if missing:
             self.found.add(f"{self.place}.adapter", missing)
         devices = self.found.attempt(choose_devices, self.stage.trainer, f"{self.place}.trainer")
-        located = self.found.attempt(self._locate)
+        located = self.found.attempt(foreseen_model, self.resolved, self.stage, self.host)
         tokenizer = model = None
         if located is not None and self.found.attempt(load_config, located) is not None:
-            tokens, base = self.resolved.recipe.tokenizer, self.resolved.base
-            tokenizer = self.found.attempt(load_tokenizer, located, tokens, base)
-            model = self.found.attempt(meta_model, located)
+            tokenizer = self.found.attempt(tokenizer_of, self.resolved, self.stage, located)
+            model = self.found.attempt(meta_model, located, getattr(self.phase, "head", "language"))
         if model is not None and not missing:
             self.found.extend(self.adapter.check(model, f"{self.place}.adapter"))
         self._data(located, tokenizer, model)
@@ -106,22 +105,44 @@ class _StageCheck:
             wrong = f"the adapter {self.adapter.name} of the stage {self.stage.name} learns no embeddings of new tokens"
             self.found.add("tokenizer.add", wrong, "use lora or full, or add no tokens")
         self.found.extend(self.phase.check(self.stage, self.place))
+        self.found.extend(self.phase.check_files(self.resolved.base, self.place))
+        if self.phase.switches and not self.adapter.switches:
+            wrong = f"the phase {self.phase.name} has several adapters on one base; {self.adapter.name} can't be one"
+            self.found.add(f"{self.place}.adapter", wrong, "use lora, qlora or full")
+        for field, reference in self.phase.references().items():
+            self._earlier(f"{self.place}.phase.{field}", reference)
+        for field, source in data_sources(data):
+            self._earlier(f"{self.place}.data.{field}", source, dataset=True)
 
-    def _locate(self) -> locating.Located:
-        """The stage's model; where an earlier stage will make it, what that one starts from, which has its shape."""
-        stage = self.stage
-        while (reference := model_of(self.resolved, stage, None)).startswith("stage:"):
-            name = reference.removeprefix("stage:")
-            stage = next(other for other in self.resolved.recipe.stages if other.name == name)
-        place = f"stages.{stage.name}.model" if stage.model else "model"
-        located = locating.locate(reference, self.resolved.base, place, self.host)
-        locating.available(located, place)
-        return locating.fetch(located, place)
+    def _earlier(self, place: str, reference: str, dataset: bool = False) -> None:
+        """Refuse what names a stage that does not come earlier, or makes something else."""
+        if not reference.startswith(STAGE):
+            return
+        stages, name = self.resolved.recipe.stages, reference.removeprefix(STAGE)
+        earlier = {stage.name: self.resolved.phases[stage.name] for stage in stages[: stages.index(self.stage)]}
+        known = f"earlier stages are {', '.join(earlier)}" if earlier else "there is no earlier stage"
+        if name not in earlier:
+            self.found.add(place, f"no earlier stage is called {name!r}", known)
+        elif dataset != (earlier[name].makes == "dataset"):
+            makes = earlier[name].makes.replace("_", " ")
+            wanted = "data" if dataset else "a model"
+            self.found.add(place, f"the stage {name} makes a {makes}, where {wanted} is wanted", known)
+        elif place.endswith(".reward_model") and earlier[name].makes != "reward_model":
+            self.found.add(place, f"the stage {name} makes no reward model", "name a stage with the phase reward_model")
 
     def _data(
         self, located: locating.Located | None, tokenizer: PreTrainedTokenizerBase | None, model: nn.Module | None
     ) -> None:
-        if self.stage.data is None or not isinstance(self.phase, TrainingPhase):
+        if self.stage.data is None:
+            return
+        if any(source.startswith(STAGE) for _, source in data_sources(self.stage.data)):
+            return  # what is not made yet can't be read
+        if not isinstance(self.phase, TrainingPhase):
+            phase, place, base = self.phase, f"{self.place}.data", self.resolved.base
+            found = self.found.attempt(records, phase.name, phase.takes, self.stage.data, base, self.host, place)
+            if found is not None and tokenizer is not None and model is not None:
+                window = self._window(model)
+                self.found.extend(self.phase.examine_records(found, tokenizer, window, self.stage, self.place))
             return
         if located is None or tokenizer is None:  # rows can be read all the same
             self.found.attempt(look_through, self.stage.data, self.resolved.base, self.host, f"{self.place}.data")
@@ -135,19 +156,23 @@ class _StageCheck:
             if model is not None:
                 self._context(prepared, model)
 
-    def _context(self, prepared: Prepared, model: nn.Module) -> None:
-        """Refuse examples that the model can't see whole."""
+    def _window(self, model: nn.Module) -> int | None:
+        """How many tokens of an example the model can see, beside what the adapter puts before them."""
         described: Any = model
         window = getattr(described.config.get_text_config(), "max_position_embeddings", None)
+        return window - self.adapter.tokens_added if isinstance(window, int) else None
+
+    def _context(self, prepared: Prepared, model: nn.Module) -> None:
+        """Refuse examples that the model can't see whole."""
+        window = self._window(model)
         parts = [prepared.train, *([prepared.eval] if prepared.eval else [])]
-        longest = max(parts, key=lambda part: int(part.lengths.max(initial=0)))
-        if not isinstance(window, int):
+        longest = max(parts, key=lambda part: int(part.longest.max(initial=0)))
+        if window is None:
             return
-        window -= self.adapter.tokens_added
-        if window < 1 or longest.lengths.max(initial=0) <= window:  # the adapter's own check tells of the former
+        if window < 1 or longest.longest.max(initial=0) <= window:  # the adapter's own check tells of the former
             return
-        index = int(longest.lengths.argmax())
-        wrong = f"{longest.place(index)} has {longest.lengths[index]:,} tokens and the model can see {window:,}"
+        index = int(longest.longest.argmax())
+        wrong = f"{longest.place(index)} has {longest.longest[index]:,} tokens and the model can see {window:,}"
         fix = f"set trainer.max_length to at most {window:,}; what becomes of longer rows is data.too_long"
         self.found.add(f"{self.place}.trainer.max_length", wrong, fix)
 
@@ -180,14 +205,21 @@ def preflight(resolved: Resolved, host: Host, out: Path | None) -> tuple[list[Pr
     return found.problems, found.notes, found.data
 
 
+def data_sources(data: Data | None) -> list[tuple[str, str]]:
+    """Every source that a stage's data names, by its field."""
+    if data is None:
+        return []
+    named = [("train", data.train), ("eval", data.eval)]
+    named += [(f"mix.{index}.source", part.source) for index, part in enumerate(data.mix)]
+    return [(field, source) for field, source in named if source]
+
+
 def _governance(found: _Findings, resolved: Resolved, stage: Stage) -> None:
     """Ask the recipe's governance about every file and folder that a stage learns from or is measured on."""
     if resolved.governance is None or stage.data is None:
         return
     place = f"stages.{stage.name}.data"
-    named = [("train", stage.data.train), ("eval", stage.data.eval)]
-    named += [(f"mix.{index}.source", part.source) for index, part in enumerate(stage.data.mix)]
-    for field, source in named:
+    for field, source in data_sources(stage.data):
         path = resolved.base / Path(source).expanduser()
         if source.startswith(HUB):
             wrong = f"{source} lies elsewhere, so nobody can have signed it as it is"
@@ -208,10 +240,10 @@ def preflight_of_parts(data: dict[str, Any], base: Path, host: Host) -> list[Pro
         place = f"stages.{item_label(stage, index)}"
         models.append((f"{place}.model", stage.get("model")))
         settings = convert_into([], stage.get("data"), Data, f"{place}.data")
-        if settings is not None:
+        if settings is not None and not any(source.startswith(STAGE) for _, source in data_sources(settings)):
             found.attempt(look_through, settings, base, host, f"{place}.data")
     for place, reference in models:
-        if isinstance(reference, str) and reference and not reference.startswith("stage:"):
+        if isinstance(reference, str) and reference not in ("", NEW) and not reference.startswith(STAGE):
             located = found.attempt(locating.locate, reference, base, place, host)
             if located is not None:
                 found.attempt(locating.available, located, place)

@@ -24,6 +24,7 @@ from tutelage.errors import RunFailed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch.optim import Optimizer
 
     from tutelage.adapter import Adapter
     from tutelage.data.batches import Examples
@@ -45,12 +46,12 @@ def rehearse(
     """
     started = time.perf_counter()
     random_state = torch.get_rng_state()
-    _require_room(learner, folder, keep)
+    require_room(learner, folder, keep)
     steps, tokens = _try_steps(learner)
     evaluated = 0
     if held_out is not None and steps:
         evaluated = _try_evaluation(learner, held_out)
-    _try_save(learner, adapter, folder)
+    try_save(learner, adapter, folder)
     torch.set_rng_state(random_state)
     return {
         "steps": steps,
@@ -83,15 +84,20 @@ def _try_steps(learner: Learner) -> tuple[int, int]:
     weight = int(learner.weights[rows].sum())
     for _ in range(steps):
         learner.accumulate(rows, weight, 0)
-        groups = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["lr"] = group["weight_decay"] = 0.0
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for group, (rate, decay) in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"], group["weight_decay"] = rate, decay
+        step_without_learning(optimizer)
     optimizer.state.clear()
     return steps, steps * int(learner.lengths[rows].sum())
+
+
+def step_without_learning(optimizer: Optimizer) -> None:
+    """An optimizer step that leaves the weights as they are."""
+    groups = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = group["weight_decay"] = 0.0
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, (rate, decay) in zip(optimizer.param_groups, groups, strict=True):
+        group["lr"], group["weight_decay"] = rate, decay
 
 
 def _try_evaluation(learner: Learner, held_out: Examples) -> int:
@@ -121,7 +127,8 @@ class _Part:
         return self._store.place(int(self._indices[index]))
 
 
-def _require_room(learner: Learner, folder: Path, keep: int) -> None:
+def require_room(learner: Learner, folder: Path, keep: int) -> None:
+    """Raises RunFailed where the disk has no room for the checkpoints and the result."""
     parameters = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
     learnt = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     needed = learnt * 3 * (keep + 1) + learnt  # weights and two moments a checkpoint, one more while it is written
@@ -134,7 +141,7 @@ def _require_room(learner: Learner, folder: Path, keep: int) -> None:
         )
 
 
-def _try_save(learner: Learner, adapter: Adapter, folder: Path) -> None:
+def try_save(learner: Learner, adapter: Adapter, folder: Path) -> None:
     """Write what a checkpoint and the artifact will hold, and read both back."""
     writes = learner.trainer.is_global_zero
     learnt = learnt_weights(learner.model, wanted=writes)
@@ -149,7 +156,7 @@ def _try_save(learner: Learner, adapter: Adapter, folder: Path) -> None:
         save_file(learnt, place / LEARNT)
         with safe_open(place / LEARNT, framework="pt") as read:
             differing = [name for name, weight in learnt.items() if not torch.equal(weight, read.get_tensor(name))]
-        adapter.save(learner.model, place / "artifact", gathered)
+        adapter.save(learner.artifact, place / "artifact", gathered)
         for file in (place / "artifact").glob("*.safetensors"):
             with safe_open(file, framework="pt") as read:
                 differing += [name for name in read.keys() if not read.get_tensor(name).isfinite().all()]  # noqa: SIM118

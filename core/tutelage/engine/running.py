@@ -12,7 +12,7 @@ from tutelage.engine.context import StageContext, make_ready
 from tutelage.engine.heartbeat import Watch
 from tutelage.engine.launching import run_in_processes
 from tutelage.engine.quiet import quiet_libraries
-from tutelage.errors import Problem, RunFailed, RunStopped, TutelageError
+from tutelage.errors import Problem, RunFailed, RunStopped, RunWaiting, TutelageError
 from tutelage.plugins import Host
 from tutelage.recipe import Resolved
 from tutelage.report import write_report
@@ -74,6 +74,9 @@ def _recorded(run: RunFolder, *, refused: State) -> Iterator[None]:
         state, reason = "succeeded", ""
     except RunStopped as error:
         state, reason = "stopped", str(error)
+        raise
+    except RunWaiting as error:
+        state, reason = "waiting", str(error)
         raise
     except TutelageError as error:
         state = "failed" if isinstance(error, RunFailed) else refused
@@ -139,10 +142,9 @@ def _began(run: RunFolder, stage: str) -> bool:
 
 
 def _refuse_changed_data(context: StageContext, allow: bool) -> None:
-    if context.data is None:
-        return
+    here = context.fingerprints()
     run, name = context.run, context.stage.name
-    before, here = run.record.data.get(name), context.data.fingerprints
+    before = run.record.data.get(name)
     changed = [source for source in {*(before or {}), *here} if before and before.get(source) != here.get(source)]
     if changed and _began(run, name):
         if not allow:

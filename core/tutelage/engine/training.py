@@ -6,11 +6,13 @@ import os
 import shlex
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -26,6 +28,7 @@ from tutelage.engine.heartbeat import COMPILING, Heartbeat
 from tutelage.engine.interrupts import Interrupts
 from tutelage.engine.keeping import save_and_verify
 from tutelage.engine.learner import Learner, Steps, is_out_of_memory
+from tutelage.engine.references import referenced
 from tutelage.engine.rehearsal import rehearse
 from tutelage.engine.sharding import shard
 from tutelage.engine.tracking import Trackers
@@ -34,8 +37,11 @@ from tutelage.models.loading import load_model, resize_for
 from tutelage.phase import Artifact, TrainingPhase
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import nn
     from transformers import PreTrainedModel
+
+    from tutelage.recipe import Trainer
 
 
 def train_stage(phase: TrainingPhase, context: StageContext) -> Artifact:
@@ -49,31 +55,59 @@ def train_stage(phase: TrainingPhase, context: StageContext) -> Artifact:
     settings = context.stage.trainer
     L.seed_everything(settings.seed, verbose=False)
     built = build_model(context)
-    folder = context.folder / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    checkpoint = checkpoints.latest(folder)
-    progress = Progress(micro_batch_tokens=micro_batch_tokens(settings, context.devices))
-    if checkpoint is not None:
-        progress = checkpoints.read_progress(checkpoint)
-    if context.micro_batch_limit:
-        progress.micro_batch_tokens = min(progress.micro_batch_tokens, context.micro_batch_limit)
-    plan = plan_of(context)
+    start = Start.of(context)
+    plan = plan_of(settings, context.data.train.lengths, settings.tokens_per_step)
     learner = Learner(
-        phase,
-        built.model,
-        context.data.train,
-        plan,
-        settings,
-        progress,
-        learning_rate=settings.learning_rate or context.adapter.default_learning_rate,
-        packed=built.packed,
-        filler=_filler(context),
-        notice=lambda text: context.emit("notice", text=text),
-        heartbeat=Heartbeat(context.folder / "ranks", _rank(), slowest=COMPILING if settings.compile else 0.0),
-        shard=shard if context.devices.strategy == "fsdp" else None,
+        phase, built.model, context.data.train, plan, settings, start.progress, **options_of(context, built)
     )
-    trackers = Trackers(context.trackers if _rank() == 0 else (), learner.notice)
-    loop = TrainingLoop(context, learner, checkpoint, folder, trackers)
+    loop = TrainingLoop(context, learner, start, context.data.eval)
+    return carry_out(loop, lambda: _keep(loop, built.attention))
+
+
+@dataclass
+class Start:
+    """Where a stage begins or goes on: the folder of its checkpoints, the newest of them, and how far it is."""
+
+    folder: Path
+    checkpoint: Path | None
+    progress: Progress
+
+    @classmethod
+    def of(cls, context: StageContext) -> Start:
+        """A stage's start, its folder made."""
+        folder = context.folder / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        checkpoint = checkpoints.latest(folder)
+        progress = Progress(micro_batch_tokens=micro_batch_tokens(context.stage.trainer, context.devices))
+        if checkpoint is not None:
+            progress = checkpoints.read_progress(checkpoint)
+        if context.micro_batch_limit:
+            progress.micro_batch_tokens = min(progress.micro_batch_tokens, context.micro_batch_limit)
+        return cls(folder, checkpoint, progress)
+
+
+def options_of(context: StageContext, built: BuiltModel) -> dict[str, Any]:
+    """The keyword arguments of a stage's `Learner`."""
+    settings = context.stage.trainer
+    return {
+        "learning_rate": settings.learning_rate or context.phase.learning_rate(context, built.model),
+        "packed": built.packed,
+        "filler": _filler(context),
+        "notice": lambda text: context.emit("notice", text=text),
+        "heartbeat": Heartbeat(context.folder / "ranks", _rank(), slowest=COMPILING if settings.compile else 0.0),
+        "shard": shard if context.devices.strategy == "fsdp" else None,
+    }
+
+
+def carry_out(loop: TrainingLoop, keep: Callable[[], Artifact]) -> Artifact:
+    """Train to the end, and `keep` what was learnt.
+
+    Raises:
+        RunFailed: when training can't go on.
+        RunStopped: when asked to stop, after saving a checkpoint.
+    """
+    context, learner = loop.context, loop.learner
+    progress, plan = learner.progress, learner.plan
     trainer = L.Trainer(
         accelerator="gpu" if context.devices.accelerator == "cuda" else context.devices.accelerator,
         devices=context.devices.count,
@@ -88,13 +122,13 @@ def train_stage(phase: TrainingPhase, context: StageContext) -> Artifact:
         use_distributed_sampler=False,
         default_root_dir=context.folder,
     )
-    with trackers.told_the_end():
+    with loop.trackers.told_the_end():
         _fit(trainer, learner, Steps(plan, progress.step), context)
         if loop.interrupts.received is not None:
             raise _stopped(loop.interrupts.received, context)
         if not progress.finished:
             raise RunFailed.at(context.stage.name, f"training ended at step {progress.step} of {len(plan)}")
-        return _keep(context, learner, folder / "best", built.attention)
+        return keep()
 
 
 def _fit(trainer: L.Trainer, learner: Learner, steps: Steps, context: StageContext) -> None:
@@ -112,14 +146,12 @@ def _fit(trainer: L.Trainer, learner: Learner, steps: Steps, context: StageConte
         ) from error
 
 
-def plan_of(context: StageContext) -> Plan:
-    """The optimizer steps of a stage."""
-    assert context.data is not None
-    settings = context.stage.trainer
+def plan_of(settings: Trainer, lengths: NDArray[np.int64], per_step: int) -> Plan:
+    """The steps of a stage, of examples of these `lengths`, each step with about `per_step` in all."""
     epochs = settings.epochs if settings.epochs is not None or settings.max_steps is not None else 3.0
     return Plan(
-        context.data.train.lengths,
-        tokens_per_step=settings.tokens_per_step,
+        lengths,
+        tokens_per_step=per_step,
         epochs=epochs,
         max_steps=settings.max_steps,
         seed=settings.seed,
@@ -146,8 +178,9 @@ def build_model(context: StageContext) -> BuiltModel:
     whole = context.adapter.artifact == "model"  # then weights learn, and are never rounded to what frozen ones are
     dtype = torch.float32 if whole else devices.frozen_dtype
     if devices.accelerator == "cuda":  # where bitsandbytes loads 4-bit weights to
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    base: Any = load_model(context.model, dtype=dtype, **context.adapter.loading(devices.frozen_dtype))
+        torch.cuda.set_device(local_rank())
+    loading = context.adapter.loading(devices.frozen_dtype)
+    base: Any = _load(context, dtype, loading)
     if devices.accelerator == "cuda" and devices.strategy != "fsdp" and not getattr(base, "is_quantized", False):
         base.to(torch.device("cuda"))  # packing is proved by the kernels that will compute it
     resize_for(base, context.tokenizer)
@@ -173,20 +206,26 @@ def build_model(context: StageContext) -> BuiltModel:
     return BuiltModel(model, packed, attention)
 
 
+def _load(context: StageContext, dtype: torch.dtype, loading: dict[str, Any]) -> Any:
+    if getattr(context.phase, "head", "language") == "score":
+        from tutelage.models.heads import load_scorer
+
+        pad: Any = context.tokenizer.pad_token_id
+        return load_scorer(context.model, dtype=dtype, seed=context.stage.trainer.seed, pad=pad, **loading)
+    return load_model(context.model, dtype=dtype, **loading)
+
+
 class TrainingLoop(L.Callback):
     """What happens around the steps: rehearsal, checkpoints, evaluation, events, trackers, and stopping when asked."""
 
-    def __init__(
-        self, context: StageContext, learner: Learner, checkpoint: Path | None, folder: Path, trackers: Trackers
-    ) -> None:
+    def __init__(self, context: StageContext, learner: Learner, start: Start, held_out: Examples | None) -> None:
         self.context = context
-        self.trackers = trackers
+        self.trackers = Trackers(context.trackers if _rank() == 0 else (), learner.notice)
         self.learner = learner
-        self.checkpoint = checkpoint
-        self.folder = folder
+        self.checkpoint = start.checkpoint
+        self.folder = start.folder
+        self.held_out = held_out
         self.interrupts = Interrupts()
-        assert context.data is not None
-        self.held_out: Examples | None = context.data.eval
         self.evaluations = _evaluation_steps(learner, context)
         self._writes = False
 
@@ -195,16 +234,20 @@ class TrainingLoop(L.Callback):
         self._writes = trainer.is_global_zero
         progress = self.learner.progress
         self.interrupts.install()
+        if self.learner.phase.needs_reference:
+            self._know_reference()
         if self.checkpoint is not None:
             checkpoints.restore(self.checkpoint, self.learner.model, trainer.optimizers[0])
         self._announce()
         if self.checkpoint is None and self.context.stage.trainer.rehearsal:
-            keep = self.context.stage.trainer.keep_checkpoints
-            told = rehearse(self.learner, self.context.adapter, self.held_out, self.folder, keep=keep)
-            self._emit("rehearsal", **told)
+            self._emit("rehearsal", **self._rehearse())
         if progress.finished or progress.step >= len(self.learner.plan):
             progress.finished = True
             trainer.should_stop = True
+
+    def _rehearse(self) -> dict[str, Any]:
+        keep = self.context.stage.trainer.keep_checkpoints
+        return rehearse(self.learner, self.context.adapter, self.held_out, self.folder, keep=keep)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """After a step: tell, evaluate, save, and see whether to stop."""
@@ -217,7 +260,8 @@ class TrainingLoop(L.Callback):
             improved = self._evaluate()
             out_of_patience = settings.patience and progress.evaluations_without_gain >= settings.patience
             if out_of_patience and not last:
-                self._emit("notice", text=f"no better eval_loss in {settings.patience} evaluations: stopped early")
+                said = f"no better {self.learner.judged_by} in {settings.patience} evaluations: stopped early"
+                self._emit("notice", text=said)
                 last = True
         progress.finished = last
         stopping = self._agreed_to_stop(trainer)
@@ -235,6 +279,17 @@ class TrainingLoop(L.Callback):
     def on_exception(self, *_: Any) -> None:
         """The same, when training failed."""
         self._release()
+
+    def _know_reference(self) -> None:
+        """Have every sequence's log-probability under the starting model; before a checkpoint changes the model."""
+        learner, folder = self.learner, self.context.folder
+        self._emit("notice", text="computing the reference's log-probabilities once, before the first step")
+        steps = [step.examples for step in learner.plan.iterate(0)]
+        used = np.unique(np.concatenate(steps))
+        learner.examples = referenced(learner, learner.examples, used, folder / _reference_file(learner.examples))
+        if self.held_out is not None:
+            everything = np.arange(len(self.held_out), dtype=np.int64)
+            self.held_out = referenced(learner, self.held_out, everything, folder / _reference_file(self.held_out))
 
     def _release(self) -> None:
         self.interrupts.remove()
@@ -285,9 +340,9 @@ class TrainingLoop(L.Callback):
         progress = self.learner.progress
         metrics = self.learner.evaluate(self.held_out)
         progress.metrics.update(metrics)
-        loss = metrics["eval_loss"]
-        improved = progress.best_eval_loss is None or loss < progress.best_eval_loss
-        progress.best_eval_loss = loss if improved else progress.best_eval_loss
+        judged = metrics[self.learner.judged_by] * (-1 if self.learner.higher_is_better else 1)
+        improved = progress.best_eval is None or judged < progress.best_eval
+        progress.best_eval = judged if improved else progress.best_eval
         progress.evaluations_without_gain = 0 if improved else progress.evaluations_without_gain + 1
         if self._writes:
             self._emit("eval", step=progress.step, **metrics)
@@ -325,6 +380,11 @@ class TrainingLoop(L.Callback):
             self.context.emit(event, **fields)
 
 
+def _reference_file(examples: Examples) -> str:
+    """Named by the examples, so that those of other data are not taken for theirs."""
+    return f"reference-{getattr(examples, 'fingerprint', '')[:16]}.npy"
+
+
 def _evaluation_steps(learner: Learner, context: StageContext) -> set[int]:
     settings = context.stage.trainer
     if settings.eval_every is None:
@@ -332,15 +392,39 @@ def _evaluation_steps(learner: Learner, context: StageContext) -> set[int]:
     return {*range(settings.eval_every, len(learner.plan) + 1, settings.eval_every), len(learner.plan)}
 
 
-def _keep(context: StageContext, learner: Learner, best: Path, attention: str) -> Artifact:
-    """Save what was learnt (of the best evaluation, where patience was asked for), and prove it by reading it back."""
-    metrics = learner.progress.metrics
-    if context.stage.trainer.patience and best.is_dir():
-        checkpoints.restore(best, learner.model, None)
-        metrics = checkpoints.read_progress(best).metrics
+def metrics_of_best(loop: TrainingLoop) -> dict[str, float]:
+    """What the model that is kept was measured to be; where patience was asked for, that of the best evaluation."""
+    best = loop.folder / "best"
+    if not (loop.context.stage.trainer.patience and best.is_dir()):
+        return loop.learner.progress.metrics
+    checkpoints.restore(best, loop.learner.model, None)
+    return checkpoints.read_progress(best).metrics
+
+
+def _concluded(learner: Learner, held_out: Examples | None) -> dict[str, Any]:
+    """What the phase concludes, with the model on the device it learnt on, which Lightning has moved it off."""
+    kept = next(learner.model.parameters()).device
+    learner.to(learner.trainer.strategy.root_device)
+    try:
+        return learner.phase.conclude(learner, held_out)
+    finally:
+        learner.to(kept)
+
+
+def _keep(loop: TrainingLoop, attention: str) -> Artifact:
+    """Save what was learnt, and prove it by reading it back."""
+    context, learner = loop.context, loop.learner
+    metrics = metrics_of_best(loop)
+    told = _concluded(learner, loop.held_out)
+    if told:
+        numbers = {name: float(value) for name, value in told.items() if isinstance(value, int | float)}
+        metrics = {**metrics, **numbers}
+        if _rank() == 0:
+            context.emit("conclusion", **told)
     base_of(learner.model).set_attn_implementation(attention)
     target = save_and_verify(context, learner.model, metrics)
-    return Artifact(context.adapter.artifact, target, metrics)
+    kind = "reward_model" if context.phase.makes == "reward_model" else context.adapter.artifact
+    return Artifact(kind, target, metrics)
 
 
 def _strategy(context: StageContext) -> Strategy | str:
@@ -364,6 +448,11 @@ def _stopped(number: int, context: StageContext) -> RunStopped:
     )
     error.exit_code = 128 + number
     return error
+
+
+def local_rank() -> int:
+    """Which of its machine's processes this is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _rank() -> int:

@@ -39,10 +39,11 @@ def load_for_generation(
     if device == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         device = str(found) if found is not None else "cpu"
-    return _loaded(located, dtype).to(device).eval(), tokenizer
+    return load_located(located, dtype).to(device).eval(), tokenizer
 
 
-def _loaded(located: Located, dtype: torch.dtype | str) -> Any:
+def load_located(located: Located, dtype: torch.dtype | str) -> Any:
+    """A model that is on this machine; an adapter stays one, on top of its base."""
     from tutelage.models.loading import base_of
 
     if located.kind != "adapter":
@@ -77,7 +78,7 @@ def generate(
     import torch
 
     encoded = [
-        _encoded(model, tokenizer, prompt, max_new_tokens, f"prompt {index}") for index, prompt in enumerate(prompts)
+        encode(model, tokenizer, prompt, max_new_tokens, f"prompt {index}") for index, prompt in enumerate(prompts)
     ]
     options = _options(model, tokenizer, max_new_tokens, temperature, top_p)
     answers = [""] * len(prompts)
@@ -106,7 +107,7 @@ def stream(
     Raises:
         TutelageError: as `generate` does.
     """
-    ids = _encoded(model, tokenizer, prompt, max_new_tokens, "prompt")
+    ids = encode(model, tokenizer, prompt, max_new_tokens, "prompt")
     options = _options(model, tokenizer, max_new_tokens, temperature, top_p)
     streamer = _Streamer()
 
@@ -170,7 +171,12 @@ def _pieces(tokenizer: Any, streamer: _Streamer, options: dict[str, Any]) -> Ite
         yield rest[len(shown) :]
 
 
-def _encoded(model: Any, tokenizer: Any, prompt: Prompt, max_new_tokens: int, place: str) -> list[int]:
+def encode(model: Any, tokenizer: Any, prompt: Prompt, max_new_tokens: int, place: str) -> list[int]:
+    """A prompt as token ids, that leave room for an answer.
+
+    Raises:
+        TutelageError: naming `place`, when it is empty, does not fit, or needs a chat template that is missing.
+    """
     if isinstance(prompt, str) and tokenizer.chat_template:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict) and not tokenizer.chat_template:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.errors import Problem, TutelageError
 from tutelage.models.locating import Located, locate_folder, refuse_pickles
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SCORE = "score.weight"
+"What the weight of a reward model's head is called in its files."
+
+SCORE_FILE = "score.safetensors"
+"Where that weight lies by itself, beside those of a language model."
 
 
 def load_tokenizer(located: Located, tokens: Tokens, base: Path) -> PreTrainedTokenizerBase:
@@ -64,6 +72,7 @@ def load_model(
     Raises:
         TutelageError: when it can't be loaded, or weights that it needs are missing from its files.
     """
+    _refuse_reward_model(located)
     if attention is not None:
         loading["attn_implementation"] = attention
     if located.kind != "adapter":
@@ -80,19 +89,28 @@ def load_model(
 def _load_whole(located: Located, **loading: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    if located.kind == "model":
-        refuse_pickles(Path(located.path), "model")
-    with _explained(located, "model"), quietly():
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            located.path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **loading
-        )
-    model, info = found
-    _refuse_unfit(located, info)
+    model, info = read_whole(AutoModelForCausalLM, located, **loading)
+    refuse_unfit(located, info)
     loaded: PreTrainedModel = keep_packing(model)
     return loaded
 
 
-def _refuse_unfit(located: Located, info: dict[str, Any]) -> None:
+def read_whole(kind: Any, located: Located, **loading: Any) -> tuple[Any, dict[str, Any]]:
+    """A model as one of transformers' auto classes reads it, and what was missing in its files or did not fit.
+
+    Raises:
+        TutelageError: when it can't be loaded.
+    """
+    if located.kind == "model":
+        refuse_pickles(Path(located.path), "model")
+    with _explained(located, "model"), quietly():
+        found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            located.path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **loading
+        )
+    return found
+
+
+def refuse_unfit(located: Located, info: dict[str, Any]) -> None:
     """Raises TutelageError when weights were missing, or of another shape: transformers would draw them at random."""
     problems = []
     if missing := sorted(info["missing_keys"]):
@@ -122,7 +140,11 @@ def keep_packing(model: Any) -> Any:
 
 def load_unquantised(located: Located, dtype: torch.dtype | str, **loading: Any) -> PreTrainedModel:
     """Like `load_model`, but a model that is stored quantised is dequantised: for changing its weights."""
-    model = load_model(located, dtype=dtype, **loading)
+    return dequantised(load_model(located, dtype=dtype, **loading), dtype)
+
+
+def dequantised(model: PreTrainedModel, dtype: torch.dtype | str) -> PreTrainedModel:
+    """A model without quantisation, if it has any."""
     if getattr(model, "hf_quantizer", None) is None:
         return model
     with quietly():
@@ -175,27 +197,57 @@ def load_config(located: Located) -> Any:
         return AutoConfig.from_pretrained(located.path)
 
 
-def meta_model(located: Located) -> nn.Module:
+def is_reward_model(located: Located) -> bool:
+    """Whether a model says that it ends in a score instead of a vocabulary (by its config, not by its weights).
+
+    Raises:
+        TutelageError: when its config can't be read.
+    """
+    if located.kind == "adapter":
+        return adapter_settings(Path(located.path)).get("task_type") == "SEQ_CLS"
+    names: list[str] = load_config(located).architectures or []
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _refuse_reward_model(located: Located) -> None:
+    if is_reward_model(located):
+        wrong = f"{located.path} is a reward model: it scores answers, and can't write any"
+        raise TutelageError.at("model", wrong, "name a language model")
+
+
+def meta_model(located: Located, head: Literal["language", "score"] = "language") -> nn.Module:
     """The model without its weights, on the meta device: for checks.
 
     Of weights that are here, the files' headers are read, so that what is missing, cut off or of another shape is told.
 
+    Args:
+        head: what it is to end in; a language model may be given a new score head, a reward model must have its own.
     Raises:
         TutelageError: when it is no causal language model that transformers knows, or its files are not whole.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    if head == "language":
+        _refuse_reward_model(located)
     if located.kind == "adapter":
         _adapter_headers(Path(located.path))
-        return meta_model(base_of(Path(located.path)))
+        return meta_model(base_of(Path(located.path)), head)
     config = load_config(located)
+    kind: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
     if located.kind == "model" and not hasattr(config, "quantization_config"):
-        return _load_whole(located, dtype="auto", device_map="meta")
+        labels = {"num_labels": 1} if head == "score" else {}
+        found, info = read_whole(kind, located, dtype="auto", device_map="meta", **labels)
+        made = {SCORE} if head == "score" and not is_reward_model(located) else set()
+        refuse_unfit(located, {**info, "missing_keys": set(info["missing_keys"]) - made})
+        whole: nn.Module = found
+        return whole
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    if head == "score":
+        config.num_labels = 1
     with _explained(located, "model"), torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model: nn.Module = kind.from_config(config)
     return model
 
 
@@ -248,6 +300,7 @@ def prepare_base(located: Located, tokenizer: PreTrainedTokenizerBase, folder: P
     """
     import torch
 
+    from tutelage.models.heads import load_scorer
     from tutelage.models.saving import save_whole
 
     if folder.is_dir():
@@ -255,11 +308,47 @@ def prepare_base(located: Located, tokenizer: PreTrainedTokenizerBase, folder: P
     rows = _embedding_rows(load_config(located))
     if located.kind != "adapter" and rows_needed(tokenizer) <= rows:
         return located
-    model = load_model(located, dtype="auto")
+    model = load_scorer(located, dtype="auto") if is_reward_model(located) else load_model(located, dtype="auto")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         resize_for(model, tokenizer)
     return Located("model", str(save_whole(model, tokenizer, folder)))
+
+
+def base_key(located: Located, tokenizer: PreTrainedTokenizerBase, seed: int) -> str:
+    """What names the base that `prepare_base` would write: the same for two that would be alike.
+
+    So stages that start from the same adapter share one base on disk, and can be held on one in memory.
+    """
+    made_of = [located.path, str(rows_needed(tokenizer))]
+    if rows_needed(tokenizer) > _embedding_rows(load_config(located)):
+        made_of.append(str(seed))
+    if located.kind == "adapter":
+        files = sorted(Path(located.path).glob("adapter_*"))
+        made_of[:1] = [base_of(Path(located.path)).path, *(_digest(file) for file in files)]
+    return hashlib.blake2b("\n".join(made_of).encode(), digest_size=8).hexdigest()
+
+
+def same_base(one: Path, other: Path) -> bool:
+    """Whether two model folders hold the same weights, apart from a score head beside them."""
+    if one.resolve() == other.resolve():
+        return True
+    files = [sorted(_weight_files(folder), key=lambda file: file.stat().st_size) for folder in (one, other)]
+    pairs = list(zip(*files, strict=False))
+    return (
+        len(files[0]) == len(files[1]) > 0
+        and all(left.stat().st_size == right.stat().st_size for left, right in pairs)
+        and all(left.samefile(right) or _digest(left) == _digest(right) for left, right in pairs)
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [file for file in folder.glob("*.safetensors") if file.name != SCORE_FILE]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "blake2b").hexdigest()
 
 
 def end_ids(model_or_config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

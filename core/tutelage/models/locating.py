@@ -25,9 +25,12 @@ _SOURCE = re.compile(r"([A-Za-z][\w-]*):(.+)")
 
 
 class Located(msgspec.Struct, frozen=True):
-    """Where a model is. `path` is a folder, a file or a hub name; a `source` knows it only by its own reference."""
+    """Where a model is. `path` is a folder, a file or a hub name; a `source` knows it only by its own reference.
 
-    kind: Literal["model", "adapter", "gguf", "hub", "source"]
+    One that is `new` has a config and a tokenizer, but no weights yet.
+    """
+
+    kind: Literal["model", "adapter", "gguf", "hub", "source", "new"]
     path: str
     source: ModelSource | None = None
 

@@ -11,6 +11,7 @@ from tutelage.errors import RunFailed, TutelageError
 from tutelage.models.loading import (
     adapter_settings,
     base_of,
+    is_reward_model,
     keep_packing,
     load_config,
     load_tokenizer,
@@ -56,7 +57,10 @@ def merge(
     base = base_of(adapter_folder)
     tokenizer = load_tokenizer(Located("adapter", str(adapter_folder)), Tokens(), adapter_folder)
     ids = token_ids(tokenizer, probe) + _learnt_tokens(settings)
-    adapted = with_adapter(load_unquantised(base, torch.float32), adapter_folder)
+    scores = is_reward_model(Located("adapter", str(adapter_folder)))
+    if scores and quantize:
+        raise TutelageError.at("merge", "a reward model is not written in 4 bits", "leave quantize out")
+    adapted = _adapted(adapter_folder, torch.float32)
     expected = logits_of(adapted, ids)
     model: Any = merge_into(adapted)
     del adapted
@@ -71,7 +75,8 @@ def merge(
     save_whole(model, tokenizer, out)
     del model
     try:
-        compare(out, rounded, logits_of(read_back(out, dtype=stored), ids), EXACT)
+        exact = EXACT if not scores or stored == torch.float32 else CLOSE  # in memory, scores are not rounded
+        compare(out, rounded, logits_of(read_back(out, dtype=stored), ids), exact)
         # In float32: so only the rounding of the weights is compared, not that of all that is computed with them.
         found = logits_of(read_back(out, dtype=torch.float32), ids)
         compare(out, expected, found, EXACT if stored == torch.float32 else ROUNDED)
@@ -116,8 +121,16 @@ def merged_model(folder: Path, *, dtype: torch.dtype | str, **loading: Any) -> P
     Raises:
         TutelageError: when the adapter can't be merged or loaded.
     """
-    base = load_unquantised(base_of(folder), dtype, **loading)
-    return merge_into(with_adapter(base, folder))
+    return merge_into(_adapted(folder, dtype, **loading))
+
+
+def _adapted(folder: Path, dtype: torch.dtype | str, **loading: Any) -> Any:
+    """An adapter's folder over its unquantised base."""
+    from tutelage.models.heads import adapted_scorer
+
+    if is_reward_model(Located("adapter", str(folder))):
+        return adapted_scorer(folder, dtype=dtype, **loading)
+    return with_adapter(load_unquantised(base_of(folder), dtype, **loading), folder)
 
 
 def with_adapter(base: PreTrainedModel, folder: Path) -> Any:

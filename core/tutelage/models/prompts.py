@@ -47,7 +47,7 @@ def generate_ids(model: Any, prompts: list[list[int]], **options: Any) -> list[l
     if soft_tokens(model) == 0:
         made = model.generate(input_ids=ids, attention_mask=mask, **options)
         return [row[longest:] for row in made.tolist()]
-    embeddings, mask = _with_soft_prompt(model, ids, mask)
+    embeddings, mask = with_soft_prompt(model, ids, mask)
     made = model.get_base_model().generate(inputs_embeds=embeddings, attention_mask=mask, **options)
     return [list(row) for row in made.tolist()]
 
@@ -58,7 +58,7 @@ def soft_tokens(model: Any) -> int:
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
-def _with_soft_prompt(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def with_soft_prompt(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (rows, padding + soft prompt + text, hidden) of left-padded ids (rows, length), and their mask."""
     import torch
 

@@ -34,7 +34,8 @@ def save_artifact(
     """Save what an adapter learnt, with its tokenizer, chat template, generation config and model card.
 
     Args:
-        base_path: the folder or hub name of the base, for `AutoPeftModelForCausalLM.from_pretrained(folder)`.
+        base_path: the folder or hub name of the base, for `AutoPeftModelForCausalLM.from_pretrained(folder)` (or, of a
+            reward model, `AutoPeftModelForSequenceClassification`).
         card: the README.md.
         weights: the model's gathered state dict, where the model in memory is sharded.
         save_dtype: what the floating-point weights of a whole model are stored as; None stores them as they are. What a
@@ -81,9 +82,14 @@ def cast_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Te
 
 
 def save_generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write generation_config.json, with every token that ends an answer and one to pad with."""
+    """Write generation_config.json, with every token that ends an answer and one to pad with. Of a reward model, which
+    generates nothing, there is none."""
     from transformers import GenerationConfig
 
+    from tutelage.models.heads import score_head
+
+    if score_head(model) is not None:
+        return
     config = copy.deepcopy(getattr(model, "generation_config", None) or GenerationConfig())
     ends = sorted(end_ids(model, tokenizer))
     if ends:

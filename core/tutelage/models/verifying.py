@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tutelage.errors import RunFailed
-from tutelage.models.loading import keep_packing, quietly
+from tutelage.models.loading import SCORE, is_reward_model, keep_packing, quietly
+from tutelage.models.locating import Located
 from tutelage.models.prompts import Prompt, generate_ids, token_ids
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Reference(msgspec.Struct, kw_only=True):
     chat_template: Any
     prompt_ids: list[int]
     logits: Any
-    "(tokens, vocabulary), float32, on the CPU."
+    "(tokens, vocabulary), or (tokens, 1) of a reward model, float32, on the CPU."
     tensors: dict[str, str]
     "A digest of every tensor that is saved, by its name."
     dtype: Any
@@ -89,7 +90,7 @@ def reference_of(
         chat_template=tokenizer.chat_template,
         prompt_ids=prompt_ids,
         logits=logits_of(model, prompt_ids),
-        tensors=_digests(model, weights, save_dtype if whole else None),
+        tensors=_digests(model, weights, save_dtype if whole else None, dtype),
         dtype=dtype,
         saved_dtype=save_dtype if whole and save_dtype != dtype else None,
         loading=loading or {},
@@ -114,12 +115,11 @@ def verify(
     _same_tokenizer(folder, reference, tokenizer)
     model = read_back(folder, dtype=reference.dtype, **reference.loading).to(reference.device)
     _same_tensors(folder, reference, _digests(model, None, reference.saved_dtype))
-    difference, tolerance = compare(
-        folder,
-        reference.logits,
-        logits_of(model, reference.prompt_ids),
-        _tolerance(reference.dtype, reference.saved_dtype),
-    )
+    relative = _tolerance(reference.dtype, reference.saved_dtype)
+    found = logits_of(model, reference.prompt_ids)
+    difference, tolerance = compare(folder, reference.logits, found, relative)
+    if is_reward_model(_located(folder)):
+        compare(folder, *_alone_and_padded(model, tokenizer, reference.prompt_ids), _tolerance(reference.dtype, None))
     verification = Verification(
         largest_difference=difference,
         tolerance=tolerance,
@@ -137,12 +137,21 @@ def read_back(folder: Path, **loading: Any) -> Any:
     Raises:
         RunFailed: when they can't.
     """
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM
+    from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    adapter = (folder / "adapter_config.json").is_file()
-    loader = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
+    located = _located(folder)
+    loader: Any
+    if is_reward_model(located):
+        adapted = located.kind == "adapter"
+        loader = AutoPeftModelForSequenceClassification if adapted else AutoModelForSequenceClassification
+    else:
+        loader = AutoPeftModelForCausalLM if located.kind == "adapter" else AutoModelForCausalLM
     return keep_packing(_read(folder, loader.from_pretrained, str(folder), use_safetensors=True, **loading))
+
+
+def _located(folder: Path) -> Located:
+    return Located("adapter" if (folder / "adapter_config.json").is_file() else "model", str(folder))
 
 
 def compare(folder: Path, expected: Tensor, found: Tensor, relative: float) -> tuple[float, float]:
@@ -177,28 +186,58 @@ def _read(folder: Path, load: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def logits_of(model: Any, ids: list[int]) -> Tensor:
-    """The logits of a prompt's tokens, (tokens, vocabulary), float32 on the CPU; a soft prompt's own are left out."""
+    """The logits of a prompt's tokens, (tokens, vocabulary), float32 on the CPU; a soft prompt's own are left out.
+
+    Of a reward model they are the scores that it would give at each token, (tokens, 1).
+    """
     import torch
+
+    from tutelage.models.heads import score_head
 
     was_training = model.training
     model.eval()
+    caught: list[Tensor] = []
+    head = score_head(model)
+    handle = head.register_forward_hook(lambda *given: caught.append(given[-1])) if head else None
     try:
         with torch.no_grad():
             batch = torch.tensor([ids], device=next(model.parameters()).device)
             logits: Tensor = model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits
     finally:
         model.train(was_training)
-    return logits[0, -len(ids) :].float().cpu()
+        if handle is not None:
+            handle.remove()
+    return (caught[0] if caught else logits)[0, -len(ids) :].float().cpu()
 
 
-def _digests(model: Any, weights: dict[str, Any] | None, save_dtype: torch.dtype | None) -> dict[str, str]:
-    """SHA-256 of every tensor that an artifact of this model holds, by its name in the loaded model."""
+def _alone_and_padded(model: Any, tokenizer: Any, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Scores of a sequence and of its first half, each alone and both in one padded batch: (2, 1) each."""
+    import torch
+
+    from tutelage.models.heads import pooled_scores
+
+    model.eval()
+    rows = [ids, ids[: max(1, len(ids) // 2)]]
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        alone = torch.cat([pooled_scores(model, [row], 0, device) for row in rows])
+        padded = pooled_scores(model, rows, tokenizer.pad_token_id, device)
+    return alone[:, None].cpu(), padded[:, None].cpu()
+
+
+def _digests(
+    model: Any, weights: dict[str, Any] | None, save_dtype: torch.dtype | None, dtype: torch.dtype | None = None
+) -> dict[str, str]:
+    """SHA-256 of every tensor that an artifact of this model holds, by its name in the loaded model.
+
+    An adapter's score head is stored in float32 and rounded by peft to the base's `dtype` when it is read back.
+    """
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
         saved = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
-    else:
-        saved = model.state_dict() if weights is None else weights
+        return {name: _digest(tensor, dtype if name.endswith(SCORE) else None) for name, tensor in saved.items()}
+    saved = model.state_dict() if weights is None else weights
     return {name: _digest(tensor, save_dtype) for name, tensor in saved.items()}
 
 

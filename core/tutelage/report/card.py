@@ -26,6 +26,17 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """,
+    "reward_adapter": """from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForSequenceClassification.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+""",
+    "reward_model": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+""",
 }
 
 
@@ -72,15 +83,16 @@ def model_card(
 
 
 def _what(kind: str, stage: StageRecord, base: str) -> str:
-    thing = "An adapter for" if kind == "adapter" else "A model made from"
-    return f"{thing} {base}, by {stage.phase} with {stage.adapter}."
+    thing = "An adapter for" if kind.endswith("adapter") else "A model made from"
+    scores = " It gives a score to an answer, which is read at the answer's last token." if "reward" in kind else ""
+    return f"{thing} {base}, by {stage.phase} with {stage.adapter}.{scores}"
 
 
 def _front_matter(kind: str, stage: StageRecord, base: str) -> str:
     """What the hub reads; a base that is no hub name is left out, as the hub would refuse it."""
-    facts: dict[str, Any] = {"library_name": "peft" if kind == "adapter" else "transformers"}
+    facts: dict[str, Any] = {"library_name": "peft" if kind.endswith("adapter") else "transformers"}
     if _HUB_NAME.fullmatch(base):
         facts["base_model"] = base
-    facts["pipeline_tag"] = "text-generation"
+    facts["pipeline_tag"] = "text-classification" if "reward" in kind else "text-generation"
     facts["tags"] = ["tutelage", stage.phase, stage.adapter]
     return f"---\n{dump(facts)}---\n\n"

@@ -72,6 +72,8 @@ def _stage_blocks(stage: StageRecord, history: StageHistory) -> list[Block]:
     if stage.metrics:
         rows = [[name, number(value)] for name, value in stage.metrics.items()]
         blocks += [Heading("Metrics", 3), Table(rows, ["metric", "value"])]
+    for section in history.sections:
+        blocks += _section(section)
     plots = _plots(history)
     if plots:
         blocks += [Heading("Course", 3), *plots]
@@ -82,6 +84,16 @@ def _stage_blocks(stage: StageRecord, history: StageHistory) -> list[Block]:
         blocks += [Heading("Data", 3), Table(rows[:LONGEST_TABLE])]
     if history.notices:
         blocks += [Heading("Notes", 3), Bullets(history.notices[:LONGEST_TABLE])]
+    return blocks
+
+
+def _section(section: dict[str, Any]) -> list[Block]:
+    blocks: list[Block] = [Heading(str(section.get("title")), 3)]
+    blocks += [Paragraph(str(text)) for text in section.get("text") or []]
+    rows = [[str(cell) for cell in row] for row in section.get("rows") or []]
+    if rows:
+        columns = section.get("columns")
+        blocks.append(Table(rows[:LONGEST_TABLE], [str(name) for name in columns] if columns else None))
     return blocks
 
 

@@ -18,7 +18,7 @@ from tutelage.config import read_file
 from tutelage.errors import RunFailed, TutelageError
 from tutelage.runs.files import write_atomically
 
-State = Literal["queued", "running", "succeeded", "failed", "stopped"]
+State = Literal["queued", "running", "succeeded", "failed", "stopped", "waiting"]
 Listener = Callable[[dict[str, Any]], None]
 
 RECORD = "run.json"
@@ -89,14 +89,14 @@ class RunFolder:
                 raise FileExistsError
             (path / RECIPE).unlink(missing_ok=True)  # all that a run leaves which was killed while it was made
             with (path / RECIPE).open("x", encoding="utf-8") as file:  # of two that start at once, one gets it
-                file.write(_recipe_text(recipe))
+                file.write(recipe_text(recipe))
         except FileExistsError:
             fix = "name another folder, or go on with an unfinished run: tutelage resume"
             raise TutelageError.at(str(path), "is not an empty folder", fix) from None
         except OSError as error:
             raise TutelageError.at(str(path), f"can't be made: {error.strerror}", "name another folder") from None
         stages = [
-            StageRecord(name=stage["name"], phase=_kind(stage.get("phase")), adapter=_kind(stage.get("adapter")))
+            StageRecord(name=stage["name"], phase=kind_of(stage.get("phase")), adapter=kind_of(stage.get("adapter")))
             for stage in recipe["stages"]
         ]
         record = RunRecord(
@@ -298,11 +298,13 @@ def _plain(value: Any) -> Any:
     raise NotImplementedError(f"{type(value).__name__} can't be written as JSON")
 
 
-def _kind(settings: Any) -> str:
+def kind_of(settings: Any) -> str:
+    """The plugin's name in `{kind: NAME, …}`, or in the short form."""
     return str(settings.get("kind", "")) if isinstance(settings, dict) else str(settings or "")
 
 
-def _recipe_text(recipe: dict[str, Any]) -> str:
+def recipe_text(recipe: dict[str, Any]) -> str:
+    """What a run's recipe file holds."""
     from tutelage._yaml import dump
 
     return "# The recipe of this run as it was resolved: every default is spelled out.\n" + dump(recipe)

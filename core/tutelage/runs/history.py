@@ -20,6 +20,9 @@ class StageHistory:
     name: str
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
     evals: dict[int, dict[str, Any]] = field(default_factory=dict)
+    sections: list[dict[str, Any]] = field(default_factory=list)
+    "What phases have to say in the report: title, text (paragraphs), columns and rows of a table."
+    conclusion: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     started: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +80,7 @@ def _take(stage: StageHistory, event: dict[str, Any]) -> None:
     kind, step = event["event"], event.get("step")
     if kind == "stage_started":
         stage.started = event
+        stage.sections = []
         stage.forget_after(int(event.get("resumed_from") or 0))
     elif kind == "step" and isinstance(step, int):
         stage.steps[step] = event
@@ -86,6 +90,10 @@ def _take(stage: StageHistory, event: dict[str, Any]) -> None:
         stage.notices.append(str(event.get("text", "")))
     elif kind == "saved":
         stage.saved = event
+    elif kind == "section":
+        stage.sections.append(event)
+    elif kind == "conclusion":
+        stage.conclusion = event
     elif kind == "data":
         stage.data = event.get("report")
 

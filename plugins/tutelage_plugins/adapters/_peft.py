@@ -18,8 +18,9 @@ class PeftAdapter(tutelage.Adapter):
 
     def save(self, model: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
         further = {} if weights is None else {"state_dict": weights}
-        # The base's own embeddings never belong in the adapter: rows that learn are saved as such.
-        model.save_pretrained(str(folder), save_embedding_layers=False, **further)
+        # The base's own embeddings never belong in the adapter: rows that learn are saved as such. Of several adapters
+        # on one base, the one that learns is saved.
+        model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"], **further)
 
     def load(self, base: PreTrainedModel, folder: Path) -> nn.Module:
         from peft import PeftModel

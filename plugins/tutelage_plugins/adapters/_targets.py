@@ -78,11 +78,19 @@ def spelled(model: nn.Module, chosen: dict[str, nn.Module]) -> list[str]:
 
 
 def adaptable(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer (transformers' Conv1D too) and embedding of a model by its full name."""
+    """Every linear layer (transformers' Conv1D too) and embedding of a model by its full name.
+
+    A reward model's score head is none of them: it learns as a whole.
+    """
     from torch import nn
 
+    from tutelage.models.heads import score_head
+
+    head = score_head(model)
     return {
-        name: module for name, module in model.named_modules() if _is_linear(module) or type(module) is nn.Embedding
+        name: module
+        for name, module in model.named_modules()
+        if (_is_linear(module) or type(module) is nn.Embedding) and module is not head
     }
 
 

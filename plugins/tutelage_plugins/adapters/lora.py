@@ -132,9 +132,12 @@ class Lora(PeftAdapter):
         from peft import LoraConfig, TaskType
         from transformers.pytorch_utils import Conv1D
 
+        from tutelage.models.heads import score_head
+
         config = self.config
+        scores = score_head(model) is not None  # peft then learns and saves the head as a whole
         return LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
+            task_type=TaskType.SEQ_CLS if scores else TaskType.CAUSAL_LM,
             r=config.rank,
             lora_alpha=config.alpha or (8 if config.rslora else 32),
             lora_dropout=config.dropout,
@@ -155,14 +158,14 @@ def _token_rows(model: Any, chosen: dict[str, nn.Module], new_tokens: Sequence[i
     """Which rows of which embedding learn besides LoRA: one entry where input and output are tied, as PEFT wants."""
     if not new_tokens:
         return None
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     names = {module: name for name, module in model.named_modules()}
     adapted = [name for name, module in chosen.items() if any(module is end for end in ends)]
     if adapted:
         raise TutelageError.at(
             "adapter.targets", f"{adapted[0]} can't be adapted while new tokens learn", "leave it out of targets"
         )
-    if getattr(ends[1], "bias", None) is not None:
+    if getattr(ends[-1], "bias", None) is not None:
         raise TutelageError.at(
             "tokenizer.add",
             "this model's output layer has a bias, beside which single rows can't learn",

@@ -23,6 +23,7 @@ class PromptTuning(PeftAdapter):
     name = "prompt"
     packs = False
     learns_tokens = False
+    switches = False
     default_learning_rate = 3e-2
 
     class Config(tutelage.Config):

@@ -9,7 +9,7 @@ from tutelage_plugins.formats._turns import text_field
 
 
 class PlainText(DataFormat):
-    """`text`: plain text, all of it learnt."""
+    """`text`: plain text, all of it learnt. A long document may be several rows, which say where it starts and ends."""
 
     name = "text"
     columns = ("text",)
@@ -18,4 +18,4 @@ class PlainText(DataFormat):
         return isinstance(row.get("text"), str)
 
     def convert(self, row: dict[str, Any]) -> Text:
-        return Text(text_field(row, "text"))
+        return Text(text_field(row, "text"), starts=row.get("starts") is not False, ends=row.get("ends") is not False)

@@ -199,6 +199,26 @@ def test_interactive_mends_a_wrong_answer() -> None:
     assert "foo" in done.stderr
 
 
+def test_questions_that_no_one_answers_end_with_a_sentence() -> None:
+    command = [Path(sys.executable).with_name("tutelage"), "advise", "--interactive"]
+    done = subprocess.run(command, input="x\n\n", capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the input ended before the questions did; run it in a terminal" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["catalog", "models"], ["advise", "--json"], ["estimate", "--model", "GPT-2"]])
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str], situation: Path) -> None:
+    command = [Path(sys.executable).with_name("tutelage"), *arguments, *([situation] if "advise" in arguments else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        told = process.stderr.read()
+    assert "Traceback" not in told
+    assert "error" not in told
+
+
 def test_no_torch_and_no_libraries_of_training(situation: Path) -> None:
     code = (
         "import sys; from tutelage.cli.main import main\n"

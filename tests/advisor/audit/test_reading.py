@@ -130,3 +130,30 @@ def test_no_row_whatever_it_holds_stops_the_audit(tmp_path_factory: pytest.TempP
     report = audit(path)
     assert report.rows == len(rows)
     assert not report.failed_checks
+
+
+def test_preferences_prompts_and_judgements_are_read_as_turns(lines: Callable[..., Path]) -> None:
+    asked = [{"role": "user", "content": "Why?"}]
+    kinds = [
+        ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, ["Why?", "So."]),
+        ({"prompt": asked, "answers": ["No.", "So.", "Hm."], "ranks": [3, 1, 2]}, ["Why?", "So."]),
+        ({"prompt": "Why?", "completion": "So.", "label": True}, ["Why?", "So."]),
+        ({"prompt": asked}, ["Why?"]),
+    ]
+    for row, texts in kinds:
+        path = lines([row])
+        (example,) = examples(open_source(path))
+        assert (example.error, [text for _, text in example.turns]) == ("", texts)
+        assert not [finding for finding in audit(path).findings if finding.check in ("roles", "malformed")]
+
+
+def test_the_readiness_of_large_data_is_judged_by_its_first_rows(lines: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [{"prompt": f"Count to {at} by {at % 7}.", "completion": f"It ends at {at}."} for at in range(600)]
+    path = lines([*rows[:300], *([{"broken": True}] * 9), *rows[300:]])
+    whole, part = readiness(path), readiness(path, most=200)
+    assert whole.examples <= 600
+    assert not [reason for reason in whole.reasons if "judged by" in reason]
+    assert abs(part.examples - 609) < 30
+    assert any("judged by the first 200 of about 6" in reason for reason in part.reasons)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert "first 200 of about 600 rows" in readiness(tmp_path / "rows.json", most=200).reasons[-1]

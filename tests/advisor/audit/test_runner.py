@@ -12,11 +12,19 @@ import pytest
 from click.testing import CliRunner
 
 from tutelage import TutelageError
+from tutelage.cli.main import main
 from tutelage.datacheck import DataCheck, Example, Finding
 from tutelage.plugins import Host, hookimpl, host
 from tutelage_advisor.audit import Options, audit
 from tutelage_advisor.audit.html import page
 from tutelage_advisor.cli.audit import audit as command
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code
 
 
 class Shouting(DataCheck):
@@ -114,20 +122,43 @@ def test_a_tokenizer_counts_exactly(lines: Callable[..., Path], tmp_path: Path) 
         audit(path, Options(settings={"too-long": {"tokenizer": "nowhere"}}))
 
 
-def test_the_command_prints_json_writes_the_page_and_mends(lines: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_prints_json_and_writes_the_page(lines: Callable[..., Path], tmp_path: Path) -> None:
     path = lines([{"text": f"some words {at // 2}"} for at in range(6)])
-    out, shown = tmp_path / "mended.jsonl", tmp_path / "audit.html"
-    arguments = [str(path), "--json", "--fix", str(out), "--report", str(shown)]
-    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    shown = tmp_path / "audit.html"
+    result = CliRunner().invoke(command, [str(path), "--json", "--report", str(shown)], catch_exceptions=False)
     told = json.loads(result.stdout)
     assert told["readiness"]["verdict"] == "insufficient"
-    assert told["fixed"] == {"out": str(out), "kept": 3, "dropped": 3, "by_check": {"exact-duplicates": 3}}
-    assert len(out.read_text().splitlines()) == 3
     text = shown.read_text()
     assert "exact-duplicates" in text
     assert not [word for word in ("http:", "https:", "<script", "url(") if word in text]
-    with pytest.raises(TutelageError, match="exists already"):
-        CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+def test_data_fix_writes_what_is_safe_to_keep(
+    lines: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = lines([{"text": f"some words {at // 2}"} for at in range(6)])
+    before, out = path.read_bytes(), tmp_path / "mended.jsonl"
+    assert run("data", "fix", path, "--out", out, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"out": str(out), "kept": 3, "dropped": 3, "by_check": {"exact-duplicates": 3}}
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [
+        f"some words {at}" for at in range(3)
+    ]
+    assert path.read_bytes() == before
+    assert run("data", "fix", path, "--out", out) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run("data", "fix", path) == 2
+    assert run("data", "fix", path, "--out", tmp_path / "other.jsonl") == 0
+    assert "3 rows were written to" in capsys.readouterr().out
+
+
+def test_the_group_lists_core_s_commands_and_the_advisor_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "\n  show " in shown
+    assert "\n  fix " in shown
+    assert run("--help") == 0
+    assert "data fix" not in capsys.readouterr().out
 
 
 def test_the_command_speaks_to_people(lines: Callable[..., Path]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -129,3 +131,86 @@ def test_a_wrong_file_is_told_in_a_sentence(tmp_path: Path, change: tuple[str, s
 
 def test_catalogs_survive_json():
     assert msgspec.json.decode(msgspec.json.encode(CATALOG), type=Catalog) == CATALOG
+
+
+PLUGIN = """
+import tutelage
+
+
+class Lab(tutelage.CatalogEntries):
+    \"\"\"What our laboratory has.\"\"\"
+
+    name = "lab"
+
+    def entries(self):
+        return {
+            "sources": {"invoice": "our invoice"},
+            "gpus": [{
+                "name": "Lab-9000",
+                "memory_gib": [64, "invoice", "2026-11-01"],
+                "bandwidth_gb_s": [2000, "invoice", "2026-11-01"],
+                "tflops": {"bf16": [400, "invoice", "2026-11-01"]},
+                "link": {"kind": "NVLink", "gb_s": [600, "invoice", "2026-11-01"]},
+                "prices": [{"provider": "us", "usd_per_hour": 0.5, "source": "invoice", "read": "2026-11-01"}],
+            }],
+            "api_prices": [{"model": "lab-chat", "vendor": "us", "input": 0.1, "output": 0.2, "source": "invoice", "read": "2026-11-01"}],
+        }
+
+
+@tutelage.hookimpl
+def register_catalogs(register):
+    register(Lab)
+"""
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    """A folder with an installed distribution that brings catalog entries."""
+    (tmp_path / "lab_catalog.py").write_text(PLUGIN)
+    info = tmp_path / "lab_catalog-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-catalog\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tutelage]\nlab = lab_catalog\n")
+    return tmp_path
+
+
+def tutelage_with(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tutelage.cli.main import main; main(sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_plugin_adds_gpus_and_prices(sample: Path):
+    listed = tutelage_with(sample, "catalog", "gpus")
+    assert "Lab-9000\t64\t2000\t400" in listed.stdout
+    asked = ("estimate", "--model", "SmolLM2-135M", "--gpu", "lab 9000", "--examples", "1000", "--json")
+    answered = tutelage_with(sample, *asked)
+    assert answered.returncode == 0, answered.stderr
+    assert msgspec.json.decode(answered.stdout)["gpu"] == "Lab-9000"
+    assert "catalog lab: What our laboratory has." in tutelage_with(sample, "plugins").stdout
+    assert "lab-chat" in tutelage_with(sample, "catalog", "prices").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("[64,", "[-64,"), "catalog lab of lab_catalog: gpus.Lab-9000.memory_gib"),
+        (
+            ('"usd_per_hour": 0.5', '"usd_per_hour": float("nan")'),
+            "catalog lab of lab_catalog: gpus.Lab-9000.prices.0.usd",
+        ),
+        (('"gpus": [{', '"gpu": [{'), "did you mean gpus?"),
+        (('"read": "2026-11-01"}],', '"read": "2026-31-01"}],'), "2026-31-01 is not a day"),
+        (
+            ("        return {", "        1 / 0\n        return {"),
+            "ZeroDivisionError: division by zero; mend the plugin",
+        ),
+    ],
+)
+def test_wrong_entries_of_a_plugin_are_told_in_a_sentence(sample: Path, change: tuple[str, str], said: str):
+    (sample / "lab_catalog.py").write_text(PLUGIN.replace(*change))
+    answered = tutelage_with(sample, "catalog", "gpus")
+    assert (answered.returncode, answered.stdout) == (2, "")
+    assert said in answered.stderr
+    assert "Traceback" not in answered.stderr

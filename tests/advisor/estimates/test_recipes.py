@@ -66,7 +66,7 @@ def test_overrides_and_steps_count(recipe):
 def test_data_that_can_not_be_counted_leaves_time_open(recipe):
     result = estimate_recipe(recipe, {"gpu": "L4"}, load(), ["stages.tune.data.train=hub:someone/rows"])
     assert result.hours is None
-    assert any("not counted" in text for text in result.stages["tune"].assumptions)
+    assert any("not measured" in text for text in result.stages["tune"].assumptions)
 
 
 def test_a_recipe_that_is_wrong_is_told_in_sentences(recipe):

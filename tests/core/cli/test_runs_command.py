@@ -77,6 +77,9 @@ def test_prune_asks_and_a_dry_run_removes_nothing(
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     assert tutelage("runs", "prune").code == 130
     assert all((run.path / "stages/tune/checkpoints/x").is_file() for run in runs)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    unasked = tutelage("runs", "prune")
+    assert (unasked.code, "add --yes" in unasked.err) == (2, True)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     assert "freed 2.0 KiB" in tutelage("runs", "prune", "a").out
     (told,) = tutelage("runs", "prune", "--yes", "--json").lines

@@ -96,6 +96,17 @@ def test_json_may_hold_an_object_a_line_and_a_byte_order_mark(tmp_path):
     assert read(tmp_path, "z.csv") == [("z.csv line 2", {"prompt": "ok", "completion": "fine"})]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_may_be_parted_as_spreadsheets_do(tmp_path, delimiter):
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([["prompt", "a;b,c\td", "completion"], ["1, 2; 3", "x", "4\n5\t6"], ["7", "8", "9"]])
+    assert [row for _, row in read(tmp_path, "x.csv")] == [
+        {"prompt": "1, 2; 3", "a;b,c\td": "x", "completion": "4\n5\t6"},
+        {"prompt": "7", "a;b,c\td": "8", "completion": "9"},
+    ]
+
+
 def test_a_folder_is_its_data_files_by_name_and_hidden_ones_are_left_out(tmp_path):
     for name in ("b.jsonl", "a.csv", "deep/c.json", ".hidden/d.jsonl", ".e.jsonl"):
         target = tmp_path / "set" / name
@@ -184,7 +195,7 @@ def test_of_many_kinds_of_problems_twenty_are_told():
     [
         ("trian.jsonl", "there is no file or folder trian.jsonl; did you mean train.jsonl?"),
         ("tatsu-lab/alpaca", "for a data set of the hub write hub:tatsu-lab/alpaca"),
-        ("empty", "the folder empty holds no data files (there is notes.txt)"),
+        ("empty", "the folder empty holds no data files (there is notes.md)"),
         ("hub:alpaca", "'hub:alpaca' names no hub data set; write hub:OWNER/NAME"),
         ("hub:../../etc", "names no hub data set"),
     ],
@@ -192,7 +203,7 @@ def test_of_many_kinds_of_problems_twenty_are_told():
 def test_a_source_that_is_not_there_gets_a_hint(tmp_path, source, expected):
     (tmp_path / "train.jsonl").write_text("{}")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("x")
+    (tmp_path / "empty" / "notes.md").write_text("x")
     with pytest.raises(TutelageError) as caught:
         files_of(source, tmp_path, "stages.tune.data.train")
     assert str(caught.value).startswith("stages.tune.data.train: ")

@@ -36,13 +36,11 @@ class EmptyAnswer(DataCheck):
     def findings(self) -> Iterable[Finding]:
         """One finding for all of them."""
         if self.flags:
-            yield Finding(
-                check=self.name,
+            yield self.flags.finding(
+                self.name,
                 severity="error",
                 message=f"{len(self.flags)} rows have an empty answer: they teach the model to say nothing",
                 advice="write the answers, or leave the rows out",
-                rows=self.flags.rows,
-                evidence=self.flags.evidence,
                 fix="drop",
             )
 
@@ -91,23 +89,19 @@ class CutAnswer(DataCheck):
     def findings(self) -> Iterable[Finding]:
         """What is certainly cut is an error; sentences without an end are a warning."""
         if self.certain:
-            yield Finding(
-                check=self.name,
+            yield self.certain.finding(
+                self.name,
                 severity="error",
                 message=f"{len(self.certain)} answers end with an open bracket or code fence",
                 advice="raise the limit on length of what wrote them, and make these answers again",
-                rows=self.certain.rows,
-                evidence=self.certain.evidence,
             )
         properly = 1 - len(self.open_ended) / self.sentences if self.sentences else 0.0
         if self.open_ended and properly >= self.config.ending_share:
-            yield Finding(
-                check=self.name,
+            yield self.open_ended.finding(
+                self.name,
                 severity="warning",
                 message=f"{len(self.open_ended)} answers stop inside a sentence; {properly:.0%} end properly",
                 advice="read some: cut answers teach the model to stop anywhere; finish them or leave them out",
-                rows=self.open_ended.rows,
-                evidence=self.open_ended.evidence,
             )
 
 
@@ -164,13 +158,11 @@ class Refusals(DataCheck):
         """A warning from 1% of rows on; below that, a note."""
         if self.flags:
             share = len(self.flags) / self.seen
-            yield Finding(
-                check=self.name,
+            yield self.flags.finding(
+                self.name,
                 severity="warning" if share >= 0.01 else "note",
                 message=f"{len(self.flags)} answers ({share:.1%}) refuse",
                 advice="keep those that you want the model to refuse, and answer or leave out the others",
-                rows=self.flags.rows,
-                evidence=self.flags.evidence,
             )
 
 
@@ -222,13 +214,11 @@ class Boilerplate(DataCheck):
     def findings(self) -> Iterable[Finding]:
         """One for stock phrases, one for each shared beginning or end."""
         if self.stock:
-            yield Finding(
-                check=self.name,
+            yield self.stock.finding(
+                self.name,
                 severity="warning" if len(self.stock) >= 0.01 * len(self.numbers) else "note",
                 message=f"{len(self.stock)} answers hold stock phrases of language models",
                 advice="cut the phrases from the answers: the model will repeat them everywhere",
-                rows=self.stock.rows,
-                evidence=self.stock.evidence,
             )
         for edge, keys in self.edges.items():
             yield from self._shared(edge, keys)

@@ -84,13 +84,11 @@ class GroupImbalance(DataCheck):
         for (occupation, gender), flags in sorted(self.tied.items()):
             other = len(self.tied.get((occupation, "female" if gender == "male" else "male"), ()))
             if len(flags) >= self.config.least and len(flags) > 9 * other:
-                yield Finding(
-                    check=self.name,
+                yield flags.finding(
+                    self.name,
                     severity="warning",
                     message=f"{occupation} stands with {gender} words in {len(flags)} rows, with the others in {other}",
                     advice="swap the gender in some of these rows",
-                    rows=flags.rows,
-                    evidence=flags.evidence,
                 )
 
 
@@ -122,13 +120,11 @@ class Stereotypes(DataCheck):
     def findings(self) -> Iterable[Finding]:
         """One finding for all of them."""
         if self.flags:
-            yield Finding(
-                check=self.name,
+            yield self.flags.finding(
+                self.name,
                 severity="warning",
                 message=f"{len(self.flags)} rows say something bad of a whole group of people",
                 advice="read them: quoting or refuting is fine; else leave them out",
-                rows=self.flags.rows,
-                evidence=self.flags.evidence,
             )
 
 

@@ -80,13 +80,11 @@ class AnswerFormat(DataCheck):
                         yield self._finding(flags, f"have a {kind} as {key}, where the others have a {usual}")
 
     def _finding(self, flags: Flags, what: str) -> Finding:
-        return Finding(
-            check=self.name,
+        return flags.finding(
+            self.name,
             severity="error",
             message=f"{len(flags)} answers {what}",
             advice="bring them into the form of the others: a model learns the strictness that it sees",
-            rows=flags.rows,
-            evidence=flags.evidence,
         )
 
 
@@ -138,13 +136,11 @@ class Labels(DataCheck):
             spellings.setdefault(re.sub(r"[\W_]+", " ", label.casefold()).strip(), []).append(label)
         for usual, *others in spellings.values():
             for label in others:
-                yield Finding(
-                    check=self.name,
+                yield self.flags[label].finding(
+                    self.name,
                     severity="error",
                     message=f"{counts[label]} rows spell the label {usual!r} as {label!r}",
                     advice=f"write {usual!r} everywhere",
-                    rows=self.flags[label].rows,
-                    evidence=self.flags[label].evidence,
                 )
 
 

@@ -44,13 +44,11 @@ class ExactDuplicates(DataCheck):
     def findings(self) -> Iterable[Finding]:
         """One finding for all copies."""
         if self.flags:
-            yield Finding(
-                check=self.name,
+            yield self.flags.finding(
+                self.name,
                 severity="warning",
                 message=f"{len(self.flags)} rows repeat an earlier row",
                 advice="leave the copies out: they are learnt by heart; to weigh rows, use weights in the mix",
-                rows=self.flags.rows,
-                evidence=self.flags.evidence,
                 fix="drop",
             )
 
@@ -179,13 +177,11 @@ class Leakage(DataCheck):
     def findings(self) -> Iterable[Finding]:
         """Exact leaks are safe to leave out; near ones are for a person to judge."""
         if self.exact:
-            yield Finding(
-                check=self.name,
+            yield self.exact.finding(
+                self.name,
                 severity="error",
                 message=f"{len(self.exact)} rows have a prompt that the evaluation set has too",
                 advice="leave them out of training, else evaluation measures memory",
-                rows=self.exact.rows,
-                evidence=self.exact.evidence,
                 fix="drop",
             )
         near = self._near() if self.places else {}

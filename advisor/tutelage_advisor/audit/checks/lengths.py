@@ -107,13 +107,11 @@ class TooLong(DataCheck):
             else "counted as 4 bytes a token; give --tokenizer to be exact"
         )
         fits = 2 ** int(np.ceil(np.log2(np.quantile(counts, 0.99))))
-        yield Finding(
-            check=self.name,
+        yield self.flags.finding(
+            self.name,
             severity="warning",
             message=f"{len(self.flags)} rows exceed max_length {self.config.max_length} and are dropped or cut ({how})",
             advice=f"shorten or split them, or raise trainer.max_length (99% of rows fit {fits})",
-            rows=self.flags.rows,
-            evidence=self.flags.evidence,
             figures={
                 "counted": self.config.tokenizer or "4 bytes a token",
                 "median_tokens": int(np.median(counts)),

@@ -52,13 +52,11 @@ class Licence(DataCheck):
                 evidence=[] if none else self.missing.evidence,
             )
         if self.restricted:
-            yield Finding(
-                check=self.name,
+            yield self.restricted.finding(
+                self.name,
                 severity="warning",
                 message=f"{len(self.restricted)} rows have a licence that restricts use (such as non-commercial)",
                 advice="make sure that your use is allowed, or leave them out",
-                rows=self.restricted.rows,
-                evidence=self.restricted.evidence,
             )
 
 

@@ -67,12 +67,10 @@ class Secrets(DataCheck):
 
 
 def _finding(check: str, severity: Severity, kind: str, what: str, advice: str, flags: Flags) -> Finding:
-    return Finding(
+    return flags.finding(
         check=check,
         severity=severity,
         message=f"{len(flags)} {what}",
         advice=advice,
-        rows=flags.rows,
-        evidence=flags.evidence,
         figures={"kind": kind},
     )

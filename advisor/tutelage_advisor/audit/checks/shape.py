@@ -34,13 +34,11 @@ class Malformed(DataCheck):
     def findings(self) -> Iterable[Finding]:
         """One finding for all of them."""
         if self.flags:
-            yield Finding(
-                check=self.name,
+            yield self.flags.finding(
+                self.name,
                 severity="error",
                 message=f"{len(self.flags)} rows can't be read or have no known format; training refuses them",
                 advice="mend what wrote them, or leave the rows out",
-                rows=self.flags.rows,
-                evidence=self.flags.evidence,
                 fix="drop",
             )
 
@@ -64,13 +62,11 @@ class Roles(DataCheck):
     def findings(self) -> Iterable[Finding]:
         """One finding for all of them."""
         if self.flags:
-            yield Finding(
-                check=self.name,
+            yield self.flags.finding(
+                self.name,
                 severity="error",
                 message=f"{len(self.flags)} conversations have unknown roles, or roles in a wrong order",
                 advice="use system (first), then user and assistant in turns, ending with assistant",
-                rows=self.flags.rows,
-                evidence=self.flags.evidence,
                 fix="drop",
             )
 
@@ -95,13 +91,11 @@ class MixedFormats(DataCheck):
         counts = Counter({name: len(flags) for name, flags in self.by_format.items()})
         (most, most_rows), *others = counts.most_common()
         for name, count in others:
-            yield Finding(
-                check=self.name,
+            yield self.by_format[name].finding(
+                self.name,
                 severity="error",
                 message=f"{count} rows are of the format {name}, while {most_rows} are {most}",
                 advice="turn all rows into one format, or mix a file of each in the recipe",
-                rows=self.by_format[name].rows,
-                evidence=self.by_format[name].evidence,
                 figures=dict(counts),
             )
 
@@ -116,7 +110,7 @@ def wrong_role(example: Example) -> str:
         return f"the role {unknown!r} is unknown" if unknown else "a turn has no role"
     if any(role in ("system", "developer") for role in roles[1:]):
         return "a system turn comes after the first turn"
-    if roles[-1] not in ("assistant", "text"):
+    if roles[-1] not in ("assistant", "text") and example.format != "prompts":
         return f"the last turn is {roles[-1]}'s, so nothing is learnt from it"
     return _wrong_order(roles)
 

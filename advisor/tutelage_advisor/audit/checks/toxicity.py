@@ -40,12 +40,10 @@ class Toxicity(DataCheck):
         severities: dict[str, Severity] = {"slurs": "error", "threats or insults": "warning", "profanity": "warning"}
         for kind, flags in self.flags.items():
             if flags:
-                yield Finding(
-                    check=self.name,
+                yield flags.finding(
+                    self.name,
                     severity=severities[kind],
                     message=f"{len(flags)} rows hold {kind} (by a list of English words)",
                     advice="leave them out, unless the model must learn to answer such text",
-                    rows=flags.rows,
-                    evidence=flags.evidence,
                     figures={"kind": kind},
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tutelage_advisor.estimates.architecture import Architecture
-from tutelage_advisor.estimates.families.common import Config, Layers, NotCoveredError, add_attention, heads_of
+from tutelage_advisor.estimates.families.common import Config, Layers, NotCoveredError, add_attention, decoder, heads_of
 
 
 def _gpt2(config: Config) -> Architecture:
@@ -117,22 +117,18 @@ def _classic(
     longest: int = 0,
 ) -> Architecture:
     """GPT-like decoders: LayerNorm with bias, no gate, as many key-value heads as heads."""
-    tied = bool(config.get("tie_word_embeddings", tied))
-    if not tied:
-        layers.add("lm_head", hidden, vocabulary, 1, "head")
-    return Architecture(
-        family=str(config["model_type"]),
-        vocabulary=vocabulary,
-        hidden=hidden,
-        layers=count,
+    return decoder(
+        config,
+        layers,
+        hidden,
+        count,
+        vocabulary,
+        tied=tied,
         heads=heads,
         key_value_heads=heads,
         head_size=hidden // heads,
         longest=longest or int(config.get("max_position_embeddings") or 0),
-        linears=layers.linears,
-        embedding=vocabulary * hidden,
         other=count * norms * 2 * hidden + 2 * hidden + extra,
-        tied=tied,
         norms=norms,
         norm_upcasts=False,
         mlp_width=width,

@@ -99,7 +99,6 @@ def llama_like(
         int(config["vocab_size"]),
     )
     query, key_value = heads * size, key_value_heads * size
-    tied = bool(config.get("tie_word_embeddings", tied))
     layers = Layers()
     add_attention(layers, hidden, query, key_value, count, bias, output_bias=output_bias)
     if mlp == "gated":
@@ -107,23 +106,13 @@ def llama_like(
     else:
         layers.add("up_proj", hidden, width, count, "mlp", mlp_bias)
         layers.add("down_proj", width, hidden, count, "mlp", mlp_bias)
-    if not tied:
-        layers.add("lm_head", hidden, vocabulary, 1, "head", head_bias)
     inner = {"none": 0, "head": 2 * size, "full": query + key_value}[head_norms]
     window, share = window_of(config, window_pattern)
     values: dict[str, Any] = {
-        "family": str(config["model_type"]),
-        "vocabulary": vocabulary,
-        "hidden": hidden,
-        "layers": count,
         "heads": heads,
         "key_value_heads": key_value_heads,
         "head_size": size,
-        "longest": int(config.get("max_position_embeddings") or 0),
-        "linears": layers.linears,
-        "embedding": vocabulary * hidden,
         "other": count * (norms * norm_size * hidden + inner + mlp_extra) + norm_size * hidden,
-        "tied": tied,
         "norms": norms + (0 if head_norms == "none" else (query + key_value) / hidden),
         "norm_upcasts": norm_size == 1,
         "mlp_width": width,
@@ -131,6 +120,37 @@ def llama_like(
         "cached": 2 * key_value,
         "window": window,
         "window_share": share,
+    }
+    return decoder(config, layers, hidden, count, vocabulary, tied=tied, head_bias=head_bias, **(values | more))
+
+
+def decoder(
+    config: Config,
+    layers: Layers,
+    hidden: int,
+    count: int,
+    vocabulary: int,
+    *,
+    tied: bool,
+    head_bias: bool = False,
+    **more: Any,
+) -> Architecture:
+    """The inventory of these layers, and of an output layer unless that is the embedding; `more` says the rest.
+
+    `tied` is what the family does where the configuration says nothing.
+    """
+    tied = bool(config.get("tie_word_embeddings", tied))
+    if not tied:
+        layers.add("lm_head", hidden, vocabulary, 1, "head", head_bias)
+    values: dict[str, Any] = {
+        "family": str(config["model_type"]),
+        "vocabulary": vocabulary,
+        "hidden": hidden,
+        "layers": count,
+        "longest": int(config.get("max_position_embeddings") or 0),
+        "linears": layers.linears,
+        "embedding": vocabulary * hidden,
+        "tied": tied,
     }
     return Architecture(**(values | more))
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from tutelage_advisor.estimates.architecture import Architecture, Experts
-from tutelage_advisor.estimates.families.common import Config, Layers, NotCoveredError, add_gated_mlp, llama_like
+from tutelage_advisor.estimates.families.common import (
+    Config,
+    Layers,
+    NotCoveredError,
+    add_gated_mlp,
+    decoder,
+    llama_like,
+)
 
 MIXTRAL_NAMES = {"w1": "gate_up", "w3": "gate_up", "w2": "down", "gate": "router"}
 QWEN_NAMES = {"gate_proj": "gate_up", "up_proj": "gate_up", "down_proj": "down", "gate": "router"}
@@ -108,7 +115,7 @@ def _deepseek(config: Config) -> Architecture:
     number, width = int(config["n_routed_experts"]), int(config["moe_intermediate_size"])
     active, shared = int(config["num_experts_per_tok"]), int(config.get("n_shared_experts") or 0) * width
     dense = min(int(config.get("first_k_dense_replace", 3)), count)
-    sparse, tied = count - dense, bool(config.get("tie_word_embeddings", False))
+    sparse = count - dense
     layers = Layers()
     if query_latent:
         layers.add("q_a_proj", hidden, query_latent, count, "attention", False, "attention")
@@ -120,22 +127,18 @@ def _deepseek(config: Config) -> Architecture:
     layers.add("o_proj", heads * value, hidden, count, "attention")
     add_gated_mlp(layers, hidden, int(config["intermediate_size"]), dense)
     add_gated_mlp(layers, hidden, shared, sparse if shared else 0, mark="shared")
-    if not tied:
-        layers.add("lm_head", hidden, vocabulary, 1, "head")
     norms = count * (2 * hidden + latent + int(query_latent or 0)) + hidden
-    return Architecture(
-        family=str(config["model_type"]),
-        vocabulary=vocabulary,
-        hidden=hidden,
-        layers=count,
+    return decoder(
+        config,
+        layers,
+        hidden,
+        count,
+        vocabulary,
+        tied=False,
         heads=heads,
         key_value_heads=heads,
         head_size=plain + rope,
-        longest=int(config.get("max_position_embeddings") or 0),
-        linears=layers.linears,
-        embedding=vocabulary * hidden,
         other=norms + sparse * number * hidden,
-        tied=tied,
         experts=_experts(sparse, number, active, width, hidden, QWEN_NAMES),
         norms=2 + (latent + int(query_latent or 0)) / hidden,
         mlp_width=(dense * int(config["intermediate_size"]) + sparse * (active * width + shared)) // count,

@@ -1,0 +1,1 @@
+"""People's rankings of answers: which questions they get, what they said, how far they agree, and what it makes."""
