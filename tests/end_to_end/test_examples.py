@@ -16,6 +16,9 @@ from tutelage.recipe import load, resolve
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+PATHS = [path for path in EXAMPLES if path.stem in ("alignment", "constitutional")]
+"Those of many stages, which have journeys of their own."
+ONE_STAGE = [path for path in EXAMPLES if path not in PATHS]
 RECIPES = [*EXAMPLES, ROOT / "examples" / "demo" / "recipe.yaml"]
 TUTELAGE = Path(sys.executable).with_name("tutelage")
 PROMPT = "Paid Jackson Taxi $12.50 for a ride to the airport on 3 May 2024."
@@ -28,7 +31,7 @@ def test_recipe_is_valid_and_its_data_is_there(path):
     data, base = load(path)
     resolved = resolve(data, base, host())
     for stage in resolved.recipe.stages:
-        assert (base / stage.data.train).is_file()
+        assert stage.data.train.startswith("stage:") or (base / stage.data.train).is_file()
         assert not stage.data.eval or (base / stage.data.eval).is_file()
 
 
@@ -41,12 +44,12 @@ def test_recipes_in_the_documentation_are_valid(page):
 
 
 def test_each_adapter_has_an_example():
-    shown = {resolve(*load(path), host()).adapters["tune"].name for path in EXAMPLES}
+    shown = {resolve(*load(path), host()).adapters["tune"].name for path in ONE_STAGE}
     assert shown == {"full", "lora", "qlora", "prompt"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ONE_STAGE, ids=lambda path: path.stem)
 def test_example_trains_and_is_used_without_tutelage(path, tmp_path):
     run = tmp_path / "run"
     command = [TUTELAGE, "train", path, "--out", run, "--json"]

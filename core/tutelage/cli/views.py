@@ -205,6 +205,22 @@ def _section(event: Event) -> str:
     return "\n".join(lines)
 
 
+def _samples(event: Event) -> str:
+    lines = []
+    for each in event.get("samples") or []:
+        prompt = each.get("prompt")
+        asked = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", "")) if prompt else ""
+        said = f"  {_short(asked)} → {_short(str(each.get('answer')))} (reward {number(each.get('reward'))})"
+        lines.append(said)
+    return "\n".join(lines)
+
+
+def _short(text: str, longest: int = 100) -> str:
+    """On one line, and without what would move a terminal's cursor: a model may write anything."""
+    line = "".join(each if each.isprintable() else "·" for each in " ".join(text.split()))
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
 def _told(event: Event, what: str) -> str:
     hidden = ("time", "event", "stage")
     told = {name: value for name, value in event.items() if name not in hidden and isinstance(value, int | float | str)}
@@ -228,6 +244,8 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "checkpoint": lambda event: f"{event.get('stage')}: checkpoint at step {event.get('step')}",
     "saved": _saved,
     "section": _section,
+    "models": lambda event: _told(event, "models"),
+    "samples": _samples,
     "conclusion": lambda event: _told(event, "conclusion"),
     "stalled": _stalled,
     "stage_finished": _stage_finished,

@@ -113,9 +113,10 @@ class OnlineLearner(AnsweringLearner):
         beyond_noise = kl + 5 * error < -1e-3 * length
         if beyond_noise and config.top_p == 1 and answers >= 8:
             wrong = f"the divergence from the reference is {kl:.4g} nats an answer, and less than 0 is impossible"
-            raise RunFailed.at(
-                f"step {step}", wrong, "answers were not drawn from the policy that is trained: report it"
+            fix = (
+                "answers were drawn from another policy than the one that is trained, which is a fault here: report it"
             )
+            raise RunFailed.at(f"step {step}", wrong, fix)
 
     def _watch(self, step: int, measured: dict[str, tuple[float, float]]) -> None:
         config = self.online.config
@@ -129,7 +130,6 @@ class OnlineLearner(AnsweringLearner):
 
     def _improve(self, rollout: Rollout, step: Step) -> dict[str, float]:
         """Optimizer steps on minibatches of the answers; means of what was measured at each."""
-        config = self.online.config
         learnt = np.arange(len(rollout)) if rollout.learnt is None else rollout.learnt
         rate = self.learning_rate * schedule(self.settings, step.number, len(self.plan))
         told: list[dict[str, float]] = []
@@ -141,9 +141,7 @@ class OnlineLearner(AnsweringLearner):
                 break
             told.append(found)
         measures = {name: float(np.mean([each[name] for each in told])) for name in (told[0] if told else ())}
-        return {**measures, "learning_rate": rate, "updates": len(told)} | (
-            {} if config.target_kl is None else {"passes": len(told) / max(1, min(config.minibatches, len(learnt)))}
-        )
+        return {**measures, "learning_rate": rate, "updates": len(told)}
 
     def _minibatches(self, learnt: NDArray[np.int64], number: int) -> Iterator[NDArray[np.int64]]:
         config = self.online.config
@@ -171,7 +169,7 @@ class OnlineLearner(AnsweringLearner):
         return found
 
     def _backward(self, batches: list[NDArray[np.int64]], weight: float, number: int) -> list[dict[str, Tensor]]:
-        """Add the gradients of policy and value model, one after the other, so that one's activations are kept."""
+        """Add the gradients of policy and value model, one after the other, so that only one's activations are held."""
         assert self._rollout is not None
         told = []
         for index, answers in enumerate(batches):

@@ -169,7 +169,7 @@ class OnlineLoop(TrainingLoop):
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_start(trainer)
-        self._emit("models", **self.learner.model.described())
+        self._emit("models", **_held(self.learner))
         if self.checkpoint is None and self.held_out is not None:
             improved = self._evaluate()
             if improved and self.context.stage.trainer.patience:
@@ -203,6 +203,19 @@ class OnlineLoop(TrainingLoop):
         super()._tell_step()
         if self.learner.samples:
             self._emit("samples", step=progress.step, samples=self.learner.samples)
+
+
+def _held(learner: OnlineLearner) -> dict[str, str]:
+    """How each model that there is is held: as an adapter of the one base, whole, or separately."""
+    actors = learner.model
+    held = {"policy": "adapter" if actors.shares else "whole"}
+    if learner.online.needs_reference:
+        held["reference"] = "adapters off" if actors.shares else "separate"
+    if actors.value_head is not None:
+        held["value"] = "adapter" if actors.value is None else "separate"
+    if any(isinstance(each.reward, ModelReward) for each in learner.rewards):
+        held["reward"] = "adapter" if actors.reward_head is not None else "separate"
+    return held
 
 
 def _keep(loop: OnlineLoop, attention: str) -> Artifact:

@@ -60,15 +60,6 @@ class Actors(nn.Module):
         """The transformers model of the policy."""
         return base_of(self.policy)
 
-    def described(self) -> dict[str, str]:
-        """How each model is held: `adapter` of the one base, `whole`, or `separate`; those that there are not here."""
-        held = {"policy": "adapter" if self.shares else "whole"}
-        held["reference"] = "adapters off" if self.shares else "separate"
-        if self.value_head is not None:
-            held["value"] = "adapter" if self.value is None else "separate"
-        held["reward"] = "adapter" if self.reward_head is not None else "separate"
-        return held
-
     def learning(self, role: Literal["policy", "value"]) -> list[nn.Parameter]:
         """The parameters that the policy, or the value model, learns."""
         value = {id(parameter) for _, parameter in _of_adapter(self.policy, VALUE)}

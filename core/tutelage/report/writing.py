@@ -77,6 +77,9 @@ def _stage_blocks(stage: StageRecord, history: StageHistory) -> list[Block]:
     plots = _plots(history)
     if plots:
         blocks += [Heading("Course", 3), *plots]
+    if history.samples:
+        rows = [[_asked(each), str(each.get("answer")), number(each.get("reward"))] for each in history.samples]
+        blocks += [Heading("Answers of the last step", 3), Table(rows, ["prompt", "answer", "reward"])]
     if history.evals:
         blocks += [Heading("Evaluations", 3), _evaluations(history)]
     if history.data:
@@ -85,6 +88,13 @@ def _stage_blocks(stage: StageRecord, history: StageHistory) -> list[Block]:
     if history.notices:
         blocks += [Heading("Notes", 3), Bullets(history.notices[:LONGEST_TABLE])]
     return blocks
+
+
+def _asked(sample: dict[str, Any]) -> str:
+    prompt = sample.get("prompt")
+    if isinstance(prompt, list):
+        return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in prompt)
+    return str(prompt)
 
 
 def _section(section: dict[str, Any]) -> list[Block]:
@@ -121,6 +131,11 @@ def _stage_facts(stage: StageRecord, history: StageHistory) -> list[list[str]]:
 def _plots(history: StageHistory) -> list[Block]:
     lines = [
         ("loss", "loss", [("training", "loss"), ("evaluation", "eval_loss")]),
+        ("reward", "reward", [("training", "reward"), ("held-out prompts", "eval_reward")]),
+        ("held-out-reward", "rewards that nothing learns from", [("held-out prompts", "eval_held_out")]),
+        ("kl", "KL from the reference, nats an answer", [("training", "kl"), ("held-out prompts", "eval_kl")]),
+        ("accuracy", "accuracy on pairs", [("training", "accuracy"), ("evaluation", "eval_accuracy")]),
+        ("length", "tokens an answer", [("training", "length"), ("held-out prompts", "eval_length")]),
         ("learning-rate", "learning rate", [("learning rate", "learning_rate")]),
         ("tokens-per-second", "tokens per second", [("tokens per second", "tokens_per_second")]),
         ("gradient-norm", "gradient norm", [("gradient norm", "grad_norm")]),

@@ -22,6 +22,8 @@ class StageHistory:
     evals: dict[int, dict[str, Any]] = field(default_factory=dict)
     sections: list[dict[str, Any]] = field(default_factory=list)
     "What phases have to say in the report: title, text (paragraphs), columns and rows of a table."
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    "Answers of the last step that showed some, from the worst to the best."
     conclusion: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     started: dict[str, Any] = field(default_factory=dict)
@@ -90,6 +92,8 @@ def _take(stage: StageHistory, event: dict[str, Any]) -> None:
         stage.notices.append(str(event.get("text", "")))
     elif kind == "saved":
         stage.saved = event
+    elif kind == "samples":
+        stage.samples = event.get("samples") or []
     elif kind == "section":
         stage.sections.append(event)
     elif kind == "conclusion":

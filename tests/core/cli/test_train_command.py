@@ -45,8 +45,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise told["raises"]
         work(RunFolder.create(out or tmp_path / "run", "first", RECIPE), listener)
 
-    def resume(folder: Any, allow_changes: bool = False, listener: Any = None) -> None:
-        told.update(folder=folder, allow_changes=allow_changes)
+    def resume(folder: Any, allow_changes: bool = False, listener: Any = None, overrides: Any = None) -> None:
+        told.update(folder=folder, allow_changes=allow_changes, overrides=overrides)
         work(RunFolder.open(folder), listener)
 
     monkeypatch.setattr("tutelage.api.train", train)
@@ -111,10 +111,11 @@ def test_resume_finds_the_run_and_passes_the_consent_on(
 ) -> None:
     monkeypatch.setenv("TUTELAGE_RUNS", str(tmp_path))
     RunFolder.create(tmp_path / "mine", "first", RECIPE)
-    outcome = tutelage("resume", "mine", "--allow-changes", "--json")
+    outcome = tutelage("resume", "mine", "--allow-changes", "--set", "a=1", "--json")
     assert outcome.lines[-1]["state"] == "succeeded"
     assert engine["folder"] == tmp_path / "mine"
     assert engine["allow_changes"] is True
+    assert engine["overrides"] == ["a=1"]
     assert tutelage("resume", "mnie").code == 2
 
 

@@ -142,3 +142,19 @@ def test_a_falling_line_in_characters_starts_top_left_and_ends_bottom_right() ->
     assert rows[0][-1] == " " or len(rows[0]) < len(rows[4])
     assert drawn[0].startswith("8 ")
     assert all(len(line) <= 30 for line in drawn)
+
+
+def test_answers_and_sections_are_shown_and_escaped(tmp_path):
+    run = RunFolder.create(tmp_path / "run", "aligned", {"name": "aligned", "stages": [{"name": "ppo", "phase": "ppo"}]})
+    run.event("stage_started", stage="ppo", steps=2)
+    for step, reward in ((1, 0.5), (2, 1.5)):
+        run.event("step", stage="ppo", step=step, steps=2, loss=0.1, reward=reward, kl=0.2 * step, seconds=1.0)
+    run.event("samples", stage="ppo", step=2, samples=[{"prompt": "why?", "answer": "<b>because", "reward": 1.5}])
+    section = {"title": "Side by side", "text": ["one & two"], "columns": ["model", "reward"], "rows": [["ppo", "1.5"]]}
+    run.event("section", stage="ppo", **section)
+    write_report(run)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "&lt;b&gt;because" in page
+    assert "one &amp; two" in page
+    assert "ppo: KL from the reference" in page
+    assert "| ppo | 1.5 |" in (tmp_path / "run" / "report.md").read_text()

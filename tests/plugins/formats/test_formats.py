@@ -194,8 +194,8 @@ def test_a_bad_row_is_refused_with_a_sentence_that_names_the_field(host, name, r
 
 
 def test_rows_that_no_format_wants_or_that_two_do_are_told_of(host):
-    with pytest.raises(TutelageError, match=r"columns \(prompt, chosen, rejected\) fit no data format"):
-        detect({"prompt": "a", "chosen": "b", "rejected": "c"}, host, "x line 1")
+    with pytest.raises(TutelageError, match=r"columns \(question, reply\) fit no data format"):
+        detect({"question": "a", "reply": "b"}, host, "x line 1")
     with pytest.raises(TutelageError, match=r"fit the formats alpaca and text; say which by data\.format"):
         detect({"instruction": "a", "output": "b", "text": "c"}, host, "x line 1")
 

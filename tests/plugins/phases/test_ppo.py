@@ -170,3 +170,10 @@ def _entropy(model, rollout, answer):
     new = int(rollout.counts[answer])
     log_probs = plain(model)(input_ids=ids).logits[0, -new - 1 : -1].log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def test_passes_end_when_the_policy_has_moved_far_enough(tiny_model, tmp_path):
+    phase = {"kind": "ppo", "inner_epochs": 4, "target_kl": 1e-6}
+    made = online(tiny_model("llama-tied"), write_prompts(tmp_path / "p.jsonl", 4), phase, max_steps=1)
+    (told,) = events(tutelage.train(made, out=tmp_path / "run").folder, "step")
+    assert told["updates"] == 1  # the first can't be told from what drew the answers; the second is refused
