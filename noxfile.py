@@ -92,6 +92,7 @@ def journeys(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure beside other libraries, on this machine."""
+    """Measure beside other libraries: `-- sft …` for speed and memory, `-- alignment …` for loss curves."""
     install(session, DEVELOP)
-    python(session, "bench/sft_beside_trl.py", *session.posargs)
+    which, *options = session.posargs or ["sft"]
+    python(session, f"bench/{which}_beside_trl.py", *options)

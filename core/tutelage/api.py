@@ -39,7 +39,7 @@ class RunResult(msgspec.Struct, kw_only=True):
         return self.folder / self.stages[-1].artifact
 
 
-def check(recipe: RecipeLike, overrides: list[str] | None = None, out: Path | None = None) -> CheckReport:
+def check(recipe: RecipeLike, overrides: list[str] | None = None, out: str | Path | None = None) -> CheckReport:
     """Find every problem of a recipe that can be known before it runs. Nothing but caches is written.
 
     Args:
@@ -54,7 +54,10 @@ def check(recipe: RecipeLike, overrides: list[str] | None = None, out: Path | No
 
 
 def train(
-    recipe: RecipeLike, overrides: list[str] | None = None, out: Path | None = None, listener: Listener | None = None
+    recipe: RecipeLike,
+    overrides: list[str] | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
 ) -> RunResult:
     """Check a recipe, then run it in a new run folder.
 
@@ -71,7 +74,7 @@ def train(
     if not report.ok:
         raise TutelageError(report.problems)
     run = RunFolder.create(
-        out if out is not None else new_folder(resolved.recipe.name),
+        Path(out) if out is not None else new_folder(resolved.recipe.name),
         resolved.recipe.name,
         resolved.spelled_out(),
         resolved.base,
@@ -97,6 +100,8 @@ def resume(
     run = RunFolder.open(Path(folder))
     base = Path(run.record.base)
     resolved = resolve(load(run.recipe, overrides)[0], base, host())
+    if overrides and not (report := _preflight(resolved, None)).ok:  # before anything is put aside
+        raise TutelageError(report.problems)
     return _run(run, resolved, listener, allow_changes=allow_changes)
 
 
@@ -111,10 +116,10 @@ def _resolved(recipe: RecipeLike, overrides: list[str] | None) -> Resolved:
         raise TutelageError([*error.problems, *preflight_of_parts(data, base, host())]) from None
 
 
-def _preflight(resolved: Resolved, out: Path | None) -> CheckReport:
+def _preflight(resolved: Resolved, out: str | Path | None) -> CheckReport:
     from tutelage.engine.preflight import preflight
 
-    problems, notes, data = preflight(resolved, host(), out)
+    problems, notes, data = preflight(resolved, host(), None if out is None else Path(out))
     return CheckReport(ok=not problems, problems=problems, notes=notes, data=data)
 
 

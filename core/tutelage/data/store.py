@@ -149,6 +149,8 @@ class Writer:
             index["rows"].append(int(number))
             index["labels"].append(known)
             index["digests"].append(digest)
+            if bool(self._groups) != (tokens.parts is not None) and len(index["weights"]) > 1:
+                raise ValueError("a phase's examples must all be single sequences, or all be groups of them")
             if tokens.parts is not None:
                 self._add_group(tokens.parts, tokens.values)
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tutelage.engine.shared import VALUE, Actors
 from tutelage.models.heads import choose_pad, load_scorer, prepare_scorer_base
-from tutelage.models.loading import SCORE, end_ids, quietly, rows_needed
+from tutelage.models.loading import SCORE, end_ids, quietly, resize_for, rows_needed
 from tutelage.models.saving import write_folder
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def _save_adapter(actors: Actors, context: StageContext, folder: Path, pad: int)
 
 def _save_whole(actors: Actors, context: StageContext, folder: Path, pad: int) -> None:
     model: Any = load_scorer(context.model, dtype=torch.float32, seed=0, pad=pad)
+    resize_for(model, context.tokenizer)
     assert actors.value is not None
     assert actors.value_head is not None
     trunk: Any = model.base_model

@@ -60,6 +60,10 @@ class Heartbeat:
         self._at = step, micro_batch
         self._tell(now, allowed(self._slowest))
 
+    def took(self, seconds: float) -> None:
+        """What lies between two beats has taken so long, and may again."""
+        self._slowest = max(self._slowest, seconds)
+
     def rest(self) -> None:
         """What comes before the next beat may take long without being stalled."""
         self._last = 0.0

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from tutelage.data.batches import Batch, Step
 
+LOSSES = ("loss", "value_loss")
+"What is a mean as the phase weighs tokens; what else is measured at an optimizer step is a mean over its tokens."
+
 NORMAL_95 = 1.96
 "Standard errors on each side of a mean that make an interval of 95%."
 
@@ -155,6 +158,8 @@ class OnlineLearner(AnsweringLearner):
         optimizer: Any = self.optimizers()
         weight = float(self.online.weights(self._rollout.part(answers))[1].sum())
         found = self.accumulate(answers, weight, step.number)
+        each_token = weight / float(self._rollout.weights[answers].sum())
+        found |= {name: value * each_token for name, value in found.items() if name not in LOSSES}
         target = self.online.config.target_kl
         if target is not None and found["approx_kl"] > target:
             self.model.zero_grad(set_to_none=True)
@@ -180,7 +185,7 @@ class OnlineLearner(AnsweringLearner):
                 measures = self._policy_backward(batch, part, counts, weight)
                 if self.online.critic:
                     measures["value_loss"] = self._value_backward(batch, part, counts, weight)
-            for name in ("loss", "value_loss"):
+            for name in LOSSES:
                 if name in measures:
                     refuse_nan(measures[name], self.examples, answers, number)
             told.append(measures)
@@ -200,7 +205,7 @@ class OnlineLearner(AnsweringLearner):
             self.manual_backward(loss / weight)
         moved = (log_probs - part.log_probs).detach()
         measures |= {"ratio": moved.exp(), "approx_kl": k3(part.log_probs, log_probs)}
-        return {"loss": loss.detach(), **{name: (counts * each).sum().detach() for name, each in measures.items()}}
+        return {"loss": loss.detach(), **{name: each.sum().detach() for name, each in measures.items()}}
 
     def _value_backward(self, batch: Batch, part: Part, counts: Tensor, weight: float) -> Tensor:
         with self.model.acting("value") as model:

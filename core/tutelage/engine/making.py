@@ -92,7 +92,9 @@ def make_dataset(
     with _together(processes):
         with _attended(context, rank, work=mine) as (heartbeat, interrupts):
             for done, number in enumerate(mine, 1):
+                began = time.perf_counter()
                 parts.append(number, _rows(context, work, list(batches[number])))
+                heartbeat.took(time.perf_counter() - began)
                 progress.tell(done)
                 if interrupts.received is not None:
                     raise _stopped(interrupts.received, context)

@@ -179,6 +179,14 @@ class OnlinePhase(Phase):
         if not config.reward_model and not config.rewards:
             fix = "name a reward_model (stage:NAME), or rewards such as [{kind: length, …}]"
             problems.append(Problem(place=here, wrong="there is nothing that scores answers", fix=fix))
+        if config.reward_model and any(
+            isinstance(each, dict) and each.get("name") == "reward_model" for each in config.rewards
+        ):
+            wrong = "a reward is called reward_model, as the one that the field reward_model names"
+            problems.append(Problem(place=join(here, "rewards"), wrong=wrong, fix="give it another name"))
+        if stage.adapter.get("dropout"):
+            wrong = "a policy that learns with dropout is not the one that gave the answers"
+            problems.append(Problem(place=join(place, "adapter.dropout"), wrong=wrong, fix="leave dropout out"))
         trainer = join(place, "trainer")
         if stage.trainer.strategy == "fsdp":
             wrong = "a sharded model would be gathered anew for every token that it draws"

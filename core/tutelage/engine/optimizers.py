@@ -8,6 +8,7 @@ import torch
 from torch.optim import AdamW, Muon, Optimizer
 
 from tutelage.engine.forward import base_of
+from tutelage.models.heads import ScoreHead
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,9 +73,10 @@ class _Together(Optimizer):
 
 
 def _embeddings_and_output(model: nn.Module) -> set[int]:
-    """The ids of the weights that turn tokens into vectors, and vectors into tokens."""
+    """The ids of the weights that turn tokens into vectors, and vectors into tokens or scores."""
     base: Any = base_of(model)
-    found = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    ends = torch.nn.Embedding | ScoreHead
+    found = {id(module.weight) for module in model.modules() if isinstance(module, ends)}
     output = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     if output is not None:
         found.update(id(parameter) for parameter in output.parameters())

@@ -95,6 +95,10 @@ class _StageCheck:
         if trainer.patience and data is not None and not (data.eval or data.eval_split):
             fix = "give data.eval or data.eval_split, or leave patience out"
             self.found.add(f"{self.place}.trainer.patience", "there is nothing to evaluate on", fix)
+        for index, part in enumerate(data.mix if data is not None else []):
+            if part.weight != 1 and not isinstance(self.phase, TrainingPhase):
+                wrong = f"the phase {self.phase.name} takes every row once"
+                self.found.add(f"{self.place}.data.mix.{index}.weight", wrong, "leave the weight out")
         if trainer.packing is True and not self.adapter.packs:
             wrong = f"the adapter {self.adapter.name} puts its own tokens before every example"
             self.found.add(f"{self.place}.trainer.packing", wrong, "use packing: auto, or another adapter")

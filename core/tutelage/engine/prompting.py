@@ -150,6 +150,9 @@ def load_prompts(context: StageContext, model: PreTrainedModel, answer: int) -> 
     if problems:
         raise TutelageError(problems)
     if data.eval_split:
+        if len(found[0]) < 2:
+            fix = "give more prompts, or a file of its own as eval"
+            raise TutelageError.at(f"{place}.data.eval_split", "a single prompt can't be split", fix)
         order = np.random.default_rng([settings.seed, 1]).permutation(len(found[0]))
         held = min(max(1, round(data.eval_split * len(order))), len(order) - 1)
         return found[0].part(np.sort(order[held:])), found[0].part(np.sort(order[:held]))

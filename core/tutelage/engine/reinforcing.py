@@ -27,6 +27,7 @@ from tutelage.engine.training import (
     carry_out,
     local_rank,
     metrics_of_best,
+    no_dropout,
     options_of,
     plan_of,
 )
@@ -93,6 +94,7 @@ def gather(phase: OnlinePhase, context: StageContext, policy: torch.nn.Module) -
         rewards.append(Weighted("reward_model", 1.0, ModelReward(scorer)))
     if phase.critic:
         actors.add_value(_value_start(actors, context, phase, scorer))
+    no_dropout(actors)  # a reward model may bring its own, and what a rollout was measured with none
     actors.train()
     return actors, rewards
 

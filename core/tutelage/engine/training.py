@@ -39,7 +39,6 @@ from tutelage.phase import Artifact, TrainingPhase
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
-    from transformers import PreTrainedModel
 
     from tutelage.recipe import Trainer
 
@@ -184,7 +183,7 @@ def build_model(context: StageContext) -> BuiltModel:
     if devices.accelerator == "cuda" and devices.strategy != "fsdp" and not getattr(base, "is_quantized", False):
         base.to(torch.device("cuda"))  # packing is proved by the kernels that will compute it
     resize_for(base, context.tokenizer)
-    _no_dropout(base)
+    no_dropout(base)
     attention = base.config._attn_implementation
     packed = False
     if settings.packing is not False and context.adapter.packs:
@@ -464,8 +463,8 @@ def _filler(context: StageContext) -> int:
     return int(pad if pad is not None else context.tokenizer.eos_token_id or 0)
 
 
-def _no_dropout(model: PreTrainedModel) -> None:
-    """The base model's own dropout, meant for pretraining, is off: losses are exact and repeatable."""
+def no_dropout(model: nn.Module) -> None:
+    """Switch off a model's own dropout, meant for pretraining: losses are exact and repeatable."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -6,6 +6,7 @@ token that is not its padding token, so that token must never end a sequence: se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -336,12 +337,15 @@ class Scorer:
 
     def _rendered(self, prompt: Prompt, answer: str) -> list[int]:
         if answer.strip():
-            whole: list[int] = self._renderer.answered(prompt, answer).ids.tolist()
-            return whole
-        # What is learnt from has no empty answers, but models give some: their end follows the prompt at once.
+            with contextlib.suppress(ValueError):
+                whole: list[int] = self._renderer.answered(prompt, answer).ids.tolist()
+                return whole
+        # Models write what nobody would learn from: nothing at all, or what ends a turn in the middle of one. It is
+        # scored as it stands, between the prompt and the end.
         other = self._renderer.answered(prompt, "a")
         last = int(other.learn.nonzero()[0][-1])
-        return [*self._renderer.prompted(prompt), *other.ids[last:].tolist()]
+        written: list[int] = self._renderer.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return [*self._renderer.prompted(prompt), *written, *other.ids[last:].tolist()]
 
 
 def pooled_scores(model: Any, sequences: Sequence[list[int]], pad: int, device: torch.device | str) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +86,14 @@ def reference_of(
     prompt_ids = token_ids(tokenizer, probe)[:_LONGEST_PROBE]
     text: Any = tokenizer.decode(prompt_ids)
     whole = not hasattr(model, "peft_config")
+    with _head_as_read_back(model, dtype):
+        logits = logits_of(model, prompt_ids)
     return Reference(
         text=text,
         text_ids=token_ids(tokenizer, text),
         chat_template=tokenizer.chat_template,
         prompt_ids=prompt_ids,
-        logits=logits_of(model, prompt_ids),
+        logits=logits,
         tensors=_digests(model, weights, save_dtype if whole else None, dtype),
         dtype=dtype,
         saved_dtype=save_dtype if whole and save_dtype != dtype else None,
@@ -119,7 +123,7 @@ def verify(
     found = logits_of(model, reference.prompt_ids)
     difference, tolerance = compare(folder, reference.logits, found, relative)
     if is_reward_model(_located(folder)):
-        compare(folder, *_alone_and_padded(model, tokenizer, reference.prompt_ids), _tolerance(reference.dtype, None))
+        compare(folder, *_pooled_and_last(model, tokenizer, reference.prompt_ids), EXACT)
     verification = Verification(
         largest_difference=difference,
         tolerance=tolerance,
@@ -210,19 +214,41 @@ def logits_of(model: Any, ids: list[int]) -> Tensor:
     return (caught[0] if caught else logits)[0, -len(ids) :].float().cpu()
 
 
-def _alone_and_padded(model: Any, tokenizer: Any, ids: list[int]) -> tuple[Tensor, Tensor]:
-    """Scores of a sequence and of its first half, each alone and both in one padded batch: (2, 1) each."""
+def _pooled_and_last(model: Any, tokenizer: Any, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Scores of a sequence and of its first half in one padded batch: those at each one's last token, and those that
+    transformers takes, (2, 1) each. They are equal to the bit unless it takes an end for padding."""
     import torch
 
-    from tutelage.models.heads import pooled_scores
+    from tutelage.models.heads import pooled_scores, score_head
 
     model.eval()
     rows = [ids, ids[: max(1, len(ids) // 2)]]
-    device = next(model.parameters()).device
+    caught: list[Tensor] = []
+    head: Any = score_head(model)
+    handle = head.register_forward_hook(lambda *given: caught.append(given[-1]))
     with torch.no_grad():
-        alone = torch.cat([pooled_scores(model, [row], 0, device) for row in rows])
-        padded = pooled_scores(model, rows, tokenizer.pad_token_id, device)
-    return alone[:, None].cpu(), padded[:, None].cpu()
+        pooled = pooled_scores(model, rows, tokenizer.pad_token_id, next(model.parameters()).device)
+    handle.remove()
+    last = torch.stack([scores[len(row) - 1] for scores, row in zip(caught[0], rows, strict=True)])
+    return last.float().cpu(), pooled[:, None].cpu()
+
+
+@contextmanager
+def _head_as_read_back(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """With an adapter's score head rounded as peft rounds it when it reads it beside a base in `dtype`; it learns, and
+    is stored, in float32."""
+    from tutelage.models.heads import score_head
+
+    head: Any = score_head(model) if hasattr(model, "peft_config") else None
+    if head is None:
+        yield
+        return
+    learnt = head.weight.detach().clone()
+    try:
+        head.weight.data.copy_(learnt.to(dtype))
+        yield
+    finally:
+        head.weight.data.copy_(learnt)
 
 
 def _digests(

@@ -1,7 +1,7 @@
 """Policy-gradient losses over tokens that an earlier state of the policy drew.
 
-`log_probs` are of the policy that learns and `old` of the policy that drew the tokens, both under the model itself
-(temperature 1), in nats.
+`log_probs` are of the policy that learns and `old` of the policy that drew the tokens, both at the
+temperature that they were drawn at, in nats.
 """
 
 from __future__ import annotations

@@ -179,6 +179,17 @@ class Desk:
         added = self._append(take_back)
         return self.tasks[added[0].task] if added else None
 
+    def clear(self) -> None:
+        """Take back every answer that counts here."""
+
+        def take_back(entries: list[Judgement]) -> list[Judgement]:
+            stands = [entry for given in standing(entries).values() for entry in given.values()]
+            return [
+                Judgement(kind="undo", person=entry.person, at=now(), task=entry.task, by=entry.by) for entry in stands
+            ]
+
+        self._append(take_back)
+
     def add(self, judgements: Sequence[tuple[str, Judgement]]) -> int:
         """Note judgements that were given elsewhere, each with the place that it comes from; all of them or none.
 

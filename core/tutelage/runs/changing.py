@@ -36,17 +36,18 @@ def change(run: RunFolder, resolved: Resolved) -> list[str]:
     if first is None:
         return []
     anew = names[first:]
-    for name in anew:
-        _put_aside(run.path / "stages" / name)
     stages = [stage for stage in run.record.stages if stage.name not in anew]
     stages += [
         StageRecord(name=stage["name"], phase=kind_of(stage["phase"]), adapter=kind_of(stage.get("adapter")))
         for stage in after["stages"][first:]
     ]
-    write_atomically(run.path / RECIPE, recipe_text(after))
     data = {name: prints for name, prints in run.record.data.items() if name not in anew}
     seeds = {stage["name"]: stage["trainer"]["seed"] for stage in after["stages"]}
+    # In this order, a kill leaves a run whose former recipe can be gone on with, or changed again.
     run.update(stages=stages, data=data, seeds=seeds, state="stopped", reason="")
+    for name in anew:
+        _put_aside(run.path / "stages" / name)
+    write_atomically(run.path / RECIPE, recipe_text(after))
     return anew
 
 

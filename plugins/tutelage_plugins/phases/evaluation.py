@@ -43,7 +43,7 @@ class Evaluation(tutelage.Phase):
             list[str],
             Meta(
                 description="What is compared, the first being what others are held against: `stage:NAME`, or any "
-                "model. By default the recipe's model and every earlier stage that makes a model."
+                "model. By default the recipe's model, unless it is new, and every earlier stage that makes a model."
             ),
         ] = []
         judge: Annotated[list[Any], Meta(description="Rewards that judge the answers: `[{kind: length, …}, …]`.")] = []
@@ -105,13 +105,15 @@ class Evaluation(tutelage.Phase):
         """References of what is compared, by the name that each is called; the recipe's own model is ''."""
         if self.config.models:
             return {model.removeprefix("stage:"): model for model in self.config.models}
+        from tutelage.engine.context import NEW
         from tutelage.plugins import host
 
         stages = context.recipe.stages
         earlier = stages[: [stage.name for stage in stages].index(context.stage.name)]
         phases: dict[str, Any] = host().classes("phase")
         made = [stage.name for stage in earlier if phases[stage.phase["kind"]].makes == "model"]
-        return {START: context.recipe.model, **{name: f"stage:{name}" for name in made}}
+        start = {} if context.recipe.model == NEW else {START: context.recipe.model}
+        return {**start, **{name: f"stage:{name}" for name in made}}
 
     def _judge(self, problems: list[Problem], place: str = "judge") -> list[Weighted]:
         from tutelage.plugins import host

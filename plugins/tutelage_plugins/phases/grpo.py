@@ -46,11 +46,19 @@ class GRPO(OnlinePhase):
             float, Meta(ge=0, description="What each nat away from the reference costs, in the loss; 0 has none.")
         ] = 0.0
         kl_estimator: Annotated[
-            Literal["k2", "k3"],
+            Literal["k2", "k3", "k3-unbiased"],
             Meta(
-                description="How a token's divergence is estimated: k3 as in GRPO; the gradient of k2 is the true KL's."
+                description="How a token's divergence is estimated: k3 as in GRPO; the gradient of k2 is the true KL's "
+                "in an iteration's first update, and that of k3-unbiased in all."
             ),
         ] = "k3"
+        kl_limit: Annotated[
+            Annotated[float, Meta(gt=0)] | None,
+            Meta(
+                description="Stop the run when answers are so many nats from the reference, on average. Measuring it "
+                "costs a pass of the reference where kl_coefficient is 0; null measures nothing for it."
+            ),
+        ] = None
         cut_answers: Annotated[
             Literal["grade", "mask"],
             Meta(
@@ -61,7 +69,7 @@ class GRPO(OnlinePhase):
 
     @property
     def needs_reference(self) -> bool:
-        return bool(self.config.kl_coefficient)
+        return self.config.kl_coefficient > 0 or self.config.kl_limit is not None
 
     def divergence(self, log_probs: Tensor, reference: Tensor) -> Tensor:
         from tutelage.objectives.kl import k2, k3
@@ -90,14 +98,20 @@ class GRPO(OnlinePhase):
         }
 
     def policy_losses(self, log_probs: Tensor, entropy: Tensor, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
-        from tutelage.objectives.policy import clipped_policy_loss, is_clipped
+        from tutelage.objectives.policy import grpo_loss, is_clipped
 
         config = self.config
         bounds = {"clip": config.clip, "clip_high": config.clip_high}
-        losses = clipped_policy_loss(log_probs, part.log_probs, part.advantages, **bounds)
+        losses = grpo_loss(
+            log_probs,
+            part.log_probs,
+            part.advantages,
+            part.reference,
+            coefficient=config.kl_coefficient,
+            estimator=config.kl_estimator,
+            **bounds,
+        )
         measures = {"clip_fraction": is_clipped(log_probs, part.log_probs, part.advantages, **bounds).float()}
-        if part.reference is not None:
-            losses = losses + config.kl_coefficient * self.divergence(log_probs, part.reference)
         return losses - config.entropy_bonus * entropy, measures
 
     def weights(self, part: Part) -> tuple[Tensor, Tensor]:

@@ -219,6 +219,10 @@ class Ranking(tutelage.Phase):
             raise TutelageError(problems)
         text = f"{name}: nobody is asked: answers are ranked by the reward {desk.plan.simulated} (simulated)"
         context.emit("notice", text=text)
+        begun = context.folder / "simulated"
+        if not begun.exists():  # a desk outlives a stage that begins anew, which may be simulated otherwise now
+            desk.clear()
+            begun.touch()
 
         def scores(tasks: Sequence[Task]) -> list[list[float]]:
             for each in rewards:

@@ -35,7 +35,7 @@ PPO = {"kind": "ppo", "samples": 2, "inner_epochs": 2, "minibatches": 2, "kl_coe
 
 @pytest.fixture(scope="module")
 def reference(tiny_model, tmp_path_factory):
-    """A PPO run that was never killed, with dropout, evaluations and adaptive control: its recipe and its folder."""
+    """A PPO run that was never killed, with evaluations and adaptive control: its recipe and its folder."""
     folder = tmp_path_factory.mktemp("reference")
     data = {"train": str(write_prompts(folder / "p.jsonl", 8)), "eval_split": 0.25}
     phase = {
@@ -46,7 +46,7 @@ def reference(tiny_model, tmp_path_factory):
         "held_out_rewards": ["length"],
     }
     phase["held_out_rewards"] = [{"kind": "length", "unit": "characters", "most": 4}]
-    adapter = {"kind": "lora", "rank": 4, "dropout": 0.1}
+    adapter = {"kind": "lora", "rank": 4}
     made = online(tiny_model("llama-tied"), data, phase, adapter=adapter, max_steps=4, checkpoint_every=2, eval_every=2)
     child = in_child(train_or_resume, made, str(folder / "run"))
     child.join()

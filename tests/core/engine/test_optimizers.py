@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 import tutelage
 from tutelage.engine.learner import schedule
 from tutelage.engine.optimizers import make_optimizer
+from tutelage.models.heads import load_scorer
+from tutelage.models.locating import Located
 from tutelage.recipe import Trainer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "saw", "two", "birds", "in", "three", "trees"]
@@ -165,3 +167,10 @@ def test_two_processes_equal_one(whole, tmp_path, strategy):
     assert losses(two.folder) == pytest.approx(losses(one.folder), abs=2e-3)  # bfloat16 in Muon's iteration
     assert two.stages[0].metrics["eval_loss"] == pytest.approx(one.stages[0].metrics["eval_loss"], abs=2e-3)
     assert events(two.folder, "stage_started")[0]["devices"] == 2
+
+
+def test_muon_leaves_a_score_head_to_adamw(tiny_model):
+    model = load_scorer(Located("model", str(tiny_model("llama-tied"))), dtype=torch.float32, seed=0)
+    optimizer = make_optimizer(model, Trainer(optimizer="muon"), 0.01)
+    muons = [group["params"] for group in optimizer.param_groups if "adjust_lr_fn" in group and "ns_steps" in group]
+    assert not any(parameter is model.score.weight for parameters in muons for parameter in parameters)

@@ -278,6 +278,10 @@ def test_a_simulation_says_so_is_repeatable_and_is_kept_apart_from_people(tmp_pa
     people = Desk.set_up(tmp_path / "one", plan(8, people=["s1", "s2"], overlap=2))
     assert people.said() == {}
     assert people.given() == 0
+    desk.clear()
+    assert not any(desk.said().values())
+    simulate(desk, scorer, noise=0.5, tie_margin=0.1)
+    assert asked == [8, 8, 8]
 
 
 def test_without_noise_a_simulation_orders_by_score(tmp_path: Path) -> None:

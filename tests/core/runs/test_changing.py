@@ -40,3 +40,10 @@ def test_a_wrong_change_leaves_the_run_as_it_was(chain):
     with pytest.raises(tutelage.TutelageError, match="max_step"):
         tutelage.resume(chain, overrides=["stages.again.trainer.max_step=3"])
     assert (chain / "recipe.yaml").read_text() == before
+
+
+def test_what_can_be_known_to_fail_is_told_before_anything_is_put_aside(chain):
+    before = sorted(path.name for path in (chain / "stages").iterdir())
+    with pytest.raises(tutelage.TutelageError, match=r"adapter\.rank"):
+        tutelage.resume(chain, overrides=["stages.again.adapter.rank=4000"])
+    assert sorted(path.name for path in (chain / "stages").iterdir()) == before

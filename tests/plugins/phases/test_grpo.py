@@ -138,3 +138,18 @@ def test_prompt_tuning_learns_too(tiny_model, tmp_path):
     )
     told = events(tutelage.train(made, out=tmp_path / "run").folder, "step")
     assert all(step["grad_norm"] > 0 for step in told)
+
+
+def test_measures_are_means_over_tokens_whatever_the_loss_weighs_by(tiny_model, tmp_path):
+    phase = {"kind": "grpo", "rewards": ["lower"], "samples": 24, "loss": "constant"}
+    made = online(tiny_model("llama-tied"), write_prompts(tmp_path / "p.jsonl", 3), phase, max_steps=1)
+    (told,) = events(tutelage.train(made, out=tmp_path / "run").folder, "step")
+    assert told["length"] < 8
+    assert told["ratio"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_policy_can_not_learn_with_dropout_from_answers_given_without(tiny_model, tmp_path):
+    phase = {"kind": "grpo", "rewards": ["lower"], "samples": 2}
+    made = online(tiny_model("llama-tied"), write_prompts(tmp_path / "p.jsonl", 3), phase, max_steps=1)
+    made["stages"][0]["adapter"] = {"kind": "lora", "rank": 4, "dropout": 0.1}
+    assert any(problem.place.endswith("adapter.dropout") for problem in tutelage.check(made).problems)

@@ -276,3 +276,9 @@ def test_the_phase_is_found_by_its_name_and_its_settings_have_a_schema() -> None
 
     assert host().classes("phase")["ranking"] is Ranking
     assert "overlap" in recipe_schema(host())["$defs"]["phase.ranking"]["properties"]
+
+
+def test_a_simulation_that_is_changed_is_made_anew(start: Any, tmp_path: Path) -> None:
+    first = rows_of(start(simulated=LONG).artifact)
+    changed = tutelage.resume(tmp_path / "run", overrides=["stages.rank.phase.simulated.noise=2.0"])
+    assert rows_of(changed.artifact) != first
