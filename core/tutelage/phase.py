@@ -49,6 +49,9 @@ class Phase(Plugin):
     makes: ClassVar[Literal["model", "reward_model", "dataset", "report"]] = "model"
     "A later stage starts, where it names nothing else, from the last earlier one that makes a model."
 
+    gives: ClassVar[tuple[type, ...]] = ()
+    "The kinds of records of the dataset that it makes, if it makes one; none where that is not known before."
+
     switches: ClassVar[bool] = False
     "Whether it has several adapters take turns on one base."
     default_adapter: ClassVar[str] = ""
@@ -58,6 +61,10 @@ class Phase(Plugin):
 
     def references(self) -> dict[str, str]:
         """What the phase's settings name that an earlier stage may make (`stage:NAME`), by field."""
+        return {}
+
+    def sources(self) -> dict[str, tuple[str, tuple[type, ...]]]:
+        """Data that the phase's settings name besides the stage's own, with the kinds of records wanted, by field."""
         return {}
 
     def check(self, stage: Stage, place: str) -> list[Problem]:

@@ -11,6 +11,9 @@ from tutelage.cli.output import json_option, print_json, table
 if TYPE_CHECKING:
     from tutelage.scaling import Allocation
 
+_LEAST, _MOST = 1e5, 1e12
+"Parameters that a recipe is written for."
+
 
 @click.group()
 def plan() -> None:
@@ -87,7 +90,7 @@ def _number(name: str, text: str) -> float:
         raise TutelageError.at(name, str(error)) from None
 
 
-def _print(answers: list[Allocation], speed: float, notes: list[str], stub: dict[str, Any]) -> None:
+def _print(answers: list[Allocation], speed: float, notes: list[str], stub: dict[str, Any] | None) -> None:
     from tutelage._yaml import dump
     from tutelage.scaling import brief
 
@@ -109,7 +112,8 @@ def _print(answers: list[Allocation], speed: float, notes: list[str], stub: dict
         click.echo(f"{answer.law}: {answer.source}")
     for note in notes:
         click.echo(f"note: {note}")
-    click.echo(f"\nA recipe to begin with ({answers[0].law}):\n\n{dump(stub)}", nl=False)
+    if stub is not None:
+        click.echo(f"\nA recipe to begin with ({answers[0].law}):\n\n{dump(stub)}", nl=False)
 
 
 def _notes(answers: list[Allocation]) -> list[str]:
@@ -121,14 +125,18 @@ def _notes(answers: list[Allocation]) -> list[str]:
     ]
     if any(not SMALLEST <= answer.parameters <= LARGEST for answer in answers):
         notes.append(f"the laws were fitted to models of {brief(SMALLEST)} to {brief(LARGEST)}; this is beyond them")
+    if not _LEAST <= answers[0].parameters <= _MOST:
+        notes.append(f"there is no recipe for it: models here have {brief(_LEAST)} to {brief(_MOST)} parameters")
     notes.append("a model that will be used much is better trained smaller and longer than this (Sardana et al. 2024)")
     return notes
 
 
-def _recipe(answer: Allocation) -> dict[str, Any]:
-    """A recipe of this size: steps of a published size, as many as read the tokens."""
+def _recipe(answer: Allocation) -> dict[str, Any] | None:
+    """A recipe of this size: steps of a published size, as many as read the tokens. None of what nobody can train."""
     from tutelage.scaling import brief, tokens_per_step
 
+    if not _LEAST <= answer.parameters <= _MOST:
+        return None
     length = 1024 if answer.parameters < 1e8 else 2048
     step = max(length, round(tokens_per_step(answer.flops) / length) * length)
     return {

@@ -91,6 +91,9 @@ def _desk(run: RunFolder, name: str) -> tuple[Desk, StageRecord]:
     names = [stage.name for stage in run.record.stages]
     if name and name not in names:
         raise TutelageError.at("--stage", f"the run has no stage {name!r}", did_you_mean(name, names))
+    coming = [stage.name for stage in run.record.stages if stage.phase == "ranking"]
+    if name and coming and name not in coming:
+        raise TutelageError.at("--stage", f"{name} is no ranking stage", f"name {' or '.join(coming)}")
     ready = [
         stage
         for stage in run.record.stages
@@ -98,7 +101,6 @@ def _desk(run: RunFolder, name: str) -> tuple[Desk, StageRecord]:
     ]
     open_ones = [stage for stage in ready if stage.state != "succeeded"]
     if not ready:
-        coming = [stage.name for stage in run.record.stages if stage.phase == "ranking"]
         wrong = f"the stage {name or coming[0]} has not asked anything yet" if coming else "has no ranking stage"
         raise TutelageError.at(str(run.path), wrong, f"see how far it is: tutelage runs show {run.path.name}")
     chosen = (open_ones or ready)[-1]
@@ -113,7 +115,8 @@ def _refuse(desk: Desk, run: str, stage: StageRecord) -> None:
         again = f"tutelage resume {shlex.quote(run)} --set stages.{stage.name}.phase.simulated=null"
         raise TutelageError.at(run, wrong, f"to ask people: {again}")
     if stage.state == "succeeded":
-        raise TutelageError.at(run, "its rankings were made into data already", "tutelage rank --status shows them")
+        status = f"tutelage rank {shlex.quote(run)} --status"
+        raise TutelageError.at(run, "its rankings were made into data already", f"to see them: {status}")
 
 
 def _login() -> str:

@@ -54,7 +54,7 @@ def next_commands(folder: RunFolder) -> list[str]:
         return [f"tutelage rank {name}", f"tutelage rank {name} --status", f"tutelage resume {name}"]
     if state_of(folder) != "succeeded":
         return [f"tutelage resume {name}", f"tutelage runs show {name}", "tutelage runs list"]
-    kinds = [stage.kind for stage in folder.record.stages if stage.artifact]
+    kinds = [stage.kind for stage in folder.record.stages if stage.artifact and stage.kind not in ("dataset", "report")]
     last = kinds[-1] if kinds else ""
     if last not in ("adapter", "model"):
         return [f"tutelage runs show {name}", f"tutelage runs compare {name} OTHER-RUN", "tutelage runs list"]
@@ -70,8 +70,10 @@ def _reference(path: Path) -> str:
 
 def _costs(stage: StageRecord, history: StageHistory | None) -> str:
     if history is None or not history.steps:
-        return ""
-    parts = [f"{len(history.steps)} steps", f"loss {number(history.last_loss)}"]
+        return f" ({stage.kind} in {stage.artifact})" if stage.artifact else ""
+    parts = ["1 step" if len(history.steps) == 1 else f"{len(history.steps)} steps"]
+    if history.last_loss is not None:
+        parts.append(f"loss {number(history.last_loss)}")
     evals = history.points("eval_loss")
     if evals:
         parts.append(f"eval loss {number(evals[-1][1])}")

@@ -74,7 +74,7 @@ class StageContext:
         assert self.host is not None
         data = self.stage.data
         if source:
-            data = Data(train=source, format="" if data is None else data.format)
+            data = Data(train=source)
         if data is None:
             return []
         place = f"stages.{self.stage.name}.data"

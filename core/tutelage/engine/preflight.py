@@ -12,9 +12,10 @@ import msgspec
 from tutelage.config import convert_into, item_label
 from tutelage.data.preparing import Prepared, look_through, records
 from tutelage.data.reading import HUB
-from tutelage.engine.context import NEW, STAGE, foreseen_model, prepare_data, tokenizer_of
+from tutelage.engine.context import NEW, STAGE, foreseen_model, model_of, prepare_data, tokenizer_of
 from tutelage.engine.devices import Devices, choose_devices, micro_batch_tokens
 from tutelage.errors import Problem, TutelageError
+from tutelage.formats import NAMES, Prompted, Ranking
 from tutelage.models import locating
 from tutelage.models.loading import load_config, meta_model
 from tutelage.phase import TrainingPhase
@@ -113,13 +114,43 @@ class _StageCheck:
         if self.phase.switches and not self.adapter.switches:
             wrong = f"the phase {self.phase.name} has several adapters on one base; {self.adapter.name} can't be one"
             self.found.add(f"{self.place}.adapter", wrong, "use lora, qlora or full")
+        self._named()
+
+    def _named(self) -> None:
+        """What the stage names: models and data, earlier stages' among them."""
+        self._earlier(f"{self.place}.model", self.stage.model)
         for field, reference in self.phase.references().items():
             self._earlier(f"{self.place}.phase.{field}", reference)
-        for field, source in data_sources(data):
-            self._earlier(f"{self.place}.data.{field}", source, dataset=True)
+            if reference and not reference.startswith(STAGE):
+                self._model(f"{self.place}.phase.{field}", reference)
+        for field, source in data_sources(self.stage.data):
+            self._earlier(f"{self.place}.data.{field}", source, self.phase.takes)
+        for field, (source, takes) in self.phase.sources().items():
+            self._earlier(f"{self.place}.phase.{field}", source, takes)
+            if source and not source.startswith(STAGE):
+                self._source(f"{self.place}.phase.{field}", source, takes)
 
-    def _earlier(self, place: str, reference: str, dataset: bool = False) -> None:
-        """Refuse what names a stage that does not come earlier, or makes something else."""
+    def _model(self, place: str, reference: str) -> None:
+        """Refuse a model that is not there."""
+        located = self.found.attempt(locating.locate, reference, self.resolved.base, place, self.host)
+        if located is not None:
+            self.found.attempt(locating.available, located, place)
+
+    def _source(self, place: str, source: str, takes: tuple[type, ...]) -> None:
+        """Refuse data that is not there, or of the wrong kind."""
+        try:
+            records(self.phase.name, takes, Data(train=source), self.resolved.base, self.host, place)
+        except TutelageError as error:
+            there = {f"{place}.train": place}
+            found = [(there.get(each.place, each.place), each) for each in error.problems]
+            self.found.extend([Problem(place=where, wrong=each.wrong, fix=each.fix) for where, each in found])
+
+    def _earlier(self, place: str, reference: str, takes: tuple[type, ...] | None = None) -> None:
+        """Refuse what names a stage that does not come earlier, or makes something else.
+
+        Args:
+            takes: the kinds of records that are wanted; None where a model is.
+        """
         if not reference.startswith(STAGE):
             return
         stages, name = self.resolved.recipe.stages, reference.removeprefix(STAGE)
@@ -127,12 +158,25 @@ class _StageCheck:
         known = f"earlier stages are {', '.join(earlier)}" if earlier else "there is no earlier stage"
         if name not in earlier:
             self.found.add(place, f"no earlier stage is called {name!r}", known)
-        elif dataset != (earlier[name].makes == "dataset"):
+        elif (takes is not None) != (earlier[name].makes == "dataset"):
             makes = earlier[name].makes.replace("_", " ")
-            wanted = "data" if dataset else "a model"
+            wanted = "a model" if takes is None else "data"
             self.found.add(place, f"the stage {name} makes a {makes}, where {wanted} is wanted", known)
         elif place.endswith(".reward_model") and earlier[name].makes != "reward_model":
             self.found.add(place, f"the stage {name} makes no reward model", "name a stage with the phase reward_model")
+        elif takes and (gives := earlier[name].gives) and not any(issubclass(kind, takes) for kind in gives):
+            fix = "put a stage ranking or ai_feedback between them" if Prompted in gives and Ranking in takes else known
+            self.found.add(place, f"the stage {name} makes {_rows_of(gives)}, where {_rows_of(takes)} are wanted", fix)
+        elif earlier[name].makes == "reward_model" and self._speaks(place):
+            fix = "name a stage that makes a model"
+            self.found.add(place, f"the stage {name} makes a reward model, which scores answers and gives none", fix)
+
+    def _speaks(self, place: str) -> bool:
+        """Whether the model that a place of the recipe names is to answer something."""
+        field = place.removeprefix(f"{self.place}.")
+        if field == "model":
+            return self.phase.makes != "reward_model"
+        return field == "phase.judge" or field.startswith("phase.models.")
 
     def _data(
         self, located: locating.Located | None, tokenizer: PreTrainedTokenizerBase | None, model: nn.Module | None
@@ -184,7 +228,9 @@ class _StageCheck:
         needed, available = memory_needed(self.resolved, self.stage, model, devices), memory_available(devices)
         if needed > available:
             wrong = f"needs about {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are there"
-            fix = "use adapter: lora or qlora, a smaller model, precision: bf16, or strategy: fsdp over more devices"
+            others = "a smaller model, precision: bf16, or strategy: fsdp over more devices"
+            new = model_of(self.resolved, self.stage, None) == NEW  # whose every weight must learn
+            fix = f"use {others}" if new else f"use adapter: lora or qlora, {others}"
             self.found.add(self.place, wrong, fix)
         self.found.room_needed += room_needed(self.resolved, self.stage, model)
 
@@ -207,6 +253,11 @@ def preflight(resolved: Resolved, host: Host, out: Path | None) -> tuple[list[Pr
         _StageCheck(found, resolved, stage, host).run()
     _room(found, out)
     return found.problems, found.notes, found.data
+
+
+def _rows_of(kinds: tuple[type, ...]) -> str:
+    """Kinds of records as people call them: 'rows of ranked answers'."""
+    return "rows of " + " or ".join(NAMES[kind] for kind in kinds)
 
 
 def data_sources(data: Data | None) -> list[tuple[str, str]]:

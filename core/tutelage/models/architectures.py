@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _INNER = ("intermediate_size", "n_inner", "ffn_dim")
 "What configs call the width of the layers between attention and attention."
+_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", *_INNER)
+"Fields of configs that count something there must be."
 _OUTPUTS = ("o_proj.weight", "down_proj.weight")
 "The matrices that write into the residual stream, as most architectures call them."
 _TIED_BELOW = 1e9
@@ -90,18 +92,21 @@ def _counted(architecture: str, shape: dict[str, Any], place: str, deeper: int =
     known = _known(architecture, place)
     names = {own: common for common, own in known.attribute_map.items()}
     shape = {names.get(name, name): value for name, value in shape.items()}
-    for name in shape:
+    for name, value in shape.items():
         if name not in known.to_dict() and name not in known.attribute_map:
             hint = did_you_mean(name, sorted(known.to_dict()))
             raise TutelageError.at(
                 join(place, f"shape.{name}"), f"the config of {architecture} has no such field", hint
             )
+        if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            field = join(place, f"shape.{name}")
+            raise TutelageError.at(field, f"is {value!r}, not a whole number from 1", "such as 256")
     try:
         with quietly():
             config: Any = CONFIG_MAPPING[architecture](**{**_by_rule(architecture, shape, deeper), **shape})
             return count(config), config
     except Exception as error:  # each architecture refuses sizes in its own way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise TutelageError.at(
             join(place, "shape"), f"no {architecture} can be made: {reason}", "see its sizes"
         ) from None
@@ -118,12 +123,18 @@ def _by_rule(architecture: str, shape: dict[str, Any], deeper: int) -> dict[str,
         "bos_token_id": None,
         "pad_token_id": None,
     }
+    made |= _looking_back(known)
     own = {"num_key_value_heads": heads, "head_dim": width // heads, "word_embed_proj_dim": width}
     made |= {name: value for name, value in own.items() if getattr(known, name, None) is not None}
     if inner := _inner_name(known):
         step = 16 if width >= 128 else 4
         made[inner] = round(width * (8 / 3 if _gated(architecture) else 4) / step) * step
     return made
+
+
+def _looking_back(known: Any) -> dict[str, Any]:
+    """What makes an architecture such as BERT see what comes before a token alone."""
+    return {"is_decoder": True} if getattr(known, "is_decoder", None) is False else {}
 
 
 def count(config: Any) -> int:
@@ -186,7 +197,9 @@ def _gated(architecture: str) -> bool:
 
     sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     sizes |= {"vocab_size": 8, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    name = _inner_name(_known(architecture, ""))
+    known = _known(architecture, "")
+    sizes |= _looking_back(known)
+    name = _inner_name(known)
     found = []
     for inner in (64, 128):
         config: Any = CONFIG_MAPPING[architecture](**{**sizes, name: inner})

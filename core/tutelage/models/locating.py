@@ -91,7 +91,7 @@ def refuse_pickles(folder: Path, place: str, weights: str = "*.safetensors") -> 
 
 
 def run_artifact(folder: Path, stage: str, place: str) -> Path:
-    """The folder of what a run's stage (the last, when `stage` is empty) made.
+    """The folder of what a run's stage made; when `stage` is empty, the last but those that make data or a report.
 
     Raises:
         TutelageError: when there is no such stage, it did not succeed, or it made no model.
@@ -101,7 +101,8 @@ def run_artifact(folder: Path, stage: str, place: str) -> Path:
     names = [str(item.get("name")) for item in stages]
     if stage and stage not in names:
         raise TutelageError.at(place, f"the run {folder} has no stage {stage}", did_you_mean(stage, names))
-    wanted = stages[names.index(stage)] if stage else next(iter(reversed(stages)), None)
+    models = [item for item in stages if item.get("kind") not in ("dataset", "report")] or stages
+    wanted = stages[names.index(stage)] if stage else next(iter(reversed(models)), None)
     if wanted is None or wanted.get("state") != "succeeded" or not wanted.get("artifact"):
         state = wanted.get("state", "unknown") if wanted else "empty"
         raise TutelageError.at(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -96,7 +97,9 @@ class Desk:
             raise TutelageError.at("--person", f"{person!r} and {alike!r} differ only in capitals", f"use {alike!r}")
         if len(known) >= self.plan.seats:
             wrong = f"{person!r} has no seat: {self.plan.seats} may rank, and {', '.join(known)} came first"
-            raise TutelageError.at("--person", wrong, "use one of these names, or raise people in the recipe")
+            run, stage = self.folder.parent.parent.name, self.folder.name
+            others = f"tutelage resume {shlex.quote(run)} --set stages.{stage}.phase.people=…, a number or [names]"
+            raise TutelageError.at("--person", wrong, f"use one of these names, or say who may rank: {others}")
         return [Judgement(kind="joined", person=person, at=now())]
 
     def assigned(self, person: str) -> list[Task]:

@@ -70,6 +70,7 @@ class AIFeedback(tutelage.Phase):
     name = "ai_feedback"
     takes = (Prompted, Ranking)
     makes = "dataset"
+    gives = (Ranking,)
     Config = AIFeedbackConfig
     config: AIFeedbackConfig
 
@@ -82,6 +83,9 @@ class AIFeedback(tutelage.Phase):
 
     def references(self) -> dict[str, str]:
         return {"judge": self.config.judge} if self.config.judge else {}
+
+    def sources(self) -> dict[str, tuple[str, tuple[type, ...]]]:
+        return {"human": (self.config.human, (Ranking,))} if self.config.human else {}
 
     def check_files(self, base: Path, place: str) -> list[Problem]:
         """What is wrong with the files that the settings name, told before anything runs."""

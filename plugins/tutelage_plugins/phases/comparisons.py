@@ -76,6 +76,7 @@ class Comparisons(tutelage.Phase):
     config: ComparisonsConfig
     takes = (Prompted, Conversation, Continuation)
     makes = "dataset"
+    gives = (Prompted,)
 
     def references(self) -> dict[str, str]:
         return {f"models.{index}": reference for index, reference in enumerate(self.config.models)}

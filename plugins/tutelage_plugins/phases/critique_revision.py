@@ -61,6 +61,7 @@ class CritiqueRevision(tutelage.Phase):
     name = "critique_revision"
     takes = (Prompted, Conversation, Continuation)
     makes = "dataset"
+    gives = (Conversation,)
     needs_chat_template = True
     Config = CritiqueRevisionConfig
     config: CritiqueRevisionConfig

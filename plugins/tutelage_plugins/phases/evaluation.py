@@ -11,7 +11,7 @@ from msgspec import Meta
 
 import tutelage
 from tutelage.errors import Problem, RunFailed
-from tutelage.formats import Continuation, Conversation, Prompted
+from tutelage.formats import Continuation, Conversation, Prompted, Text
 from tutelage.reward import Weighted, rewards_of, total
 from tutelage.runs.files import write_atomically
 from tutelage_plugins.phases._evaluating import Answered, Read, compare, gather, sections
@@ -65,6 +65,9 @@ class Evaluation(tutelage.Phase):
         for index, each in enumerate(self._judge([])):
             found |= {f"judge.{index}.{field}": value for field, value in each.reward.references().items()}
         return found
+
+    def sources(self) -> dict[str, tuple[str, tuple[type, ...]]]:
+        return {"text": (self.config.text, (Text,))} if self.config.text else {}
 
     def check(self, stage: Stage, place: str) -> list[Problem]:
         problems: list[Problem] = []

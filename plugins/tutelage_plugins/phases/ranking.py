@@ -74,7 +74,7 @@ class RankingConfig(tutelage.Config):
     def __post_init__(self) -> None:
         _check_people(self.people)
         if self.overlap > self.seats:
-            raise ValueError(f"overlap is {self.overlap}, but there are {self.seats} people")
+            raise ValueError(f"overlap is {self.overlap}, more than the people who rank ({self.seats})")
         if isinstance(self.people, list) and (unknown := sorted({*self.exclude} - {*self.people})):
             raise ValueError(f"exclude names {unknown[0]!r}, who is not among people")
         for field in _NUMBERS:
@@ -99,10 +99,14 @@ class Ranking(tutelage.Phase):
     config: RankingConfig
     takes = (Prompted, Ranked)
     makes = "dataset"
+    gives = (Ranked,)
 
     def references(self) -> dict[str, str]:
         named = [reward.reward.references() for reward in self._rewards("", [])]
         return {f"simulated.{field}": reference for found in named for field, reference in found.items()}
+
+    def sources(self) -> dict[str, tuple[str, tuple[type, ...]]]:
+        return {"gold": (self.config.gold, (Ranked,))} if self.config.gold else {}
 
     def check(self, stage: tutelage.Stage, place: str) -> list[Problem]:
         problems: list[Problem] = []

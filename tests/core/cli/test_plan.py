@@ -66,6 +66,14 @@ def test_its_recipe_is_a_recipe(tutelage, budget):
     assert resolve(made, Path(), host()).phases["pretrain"].name == "pretrain"
 
 
+@pytest.mark.parametrize("budget", [["--parameters", "10"], ["--budget-flops", "1e60"]])
+def test_there_is_no_recipe_for_what_nobody_can_train(tutelage, budget):
+    told = tutelage("plan", "pretrain", *budget, "--json").lines[0]
+    assert told["recipe"] is None
+    assert any("there is no recipe for it" in note for note in told["notes"])
+    assert "A recipe" not in tutelage("plan", "pretrain", *budget).out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -152,6 +152,16 @@ def test_a_run_folder_means_what_its_last_stage_made(host, tmp_path):
     assert locate(str(run), tmp_path, "model", host).path == str(run / "stages" / "two" / "model")
 
 
+def test_what_is_no_model_is_passed_over(tmp_path):
+    run = tmp_path / "whole"
+    run.mkdir()
+    made = [("tune", "model", "model"), ("verdict", "report", "report")]
+    stages = [{"name": name, "state": "succeeded", "kind": kind, "artifact": where} for name, kind, where in made]
+    (run / "run.json").write_text(json.dumps({"name": "whole", "state": "succeeded", "stages": stages}))
+    (run / "model").mkdir()
+    assert locating.run_artifact(run, "", "model") == run / "model"
+
+
 def test_an_unfinished_or_forged_run_is_refused(host, tmp_path):
     run = write_run(tmp_path / "r1", "r", state="failed", stages=[("one", "succeeded"), ("two", "failed")])
     with pytest.raises(TutelageError, match=r"has made no model yet \(it is failed\); tutelage resume"):

@@ -319,4 +319,5 @@ def test_what_can_not_work_is_told(tiny_model, files, tmp_path):
     unasked = tmp_path / "unasked.yaml"
     unasked.write_text("name: x\nprinciples:\n- {id: a, text: Be kind., critique: C, revision: R}\n")
     assert "principles.0.preference: is missing" in problems("c", constitution=str(unasked))
-    assert "was not judged by people" in problems("d", human=str(files["data"]))
+    assert "is a prompt alone, and the phase ai_feedback takes ranked" in problems("d", human=str(files["data"]))
+    assert "stages.feedback.phase.human: there is no file" in problems("e", human="nowhere.jsonl")

@@ -290,6 +290,14 @@ def test_check_makes_no_weights(text, monkeypatch, tmp_path):
             {"phase": {"kind": "pretrain", "shape": {**SMALL, "num_atention_heads": 2}}},
             "stages.read.phase.shape.num_atention_heads: the config of llama has no such field; did you mean",
         ),
+        (
+            {"phase": {"kind": "pretrain", "shape": {**SMALL, "hidden_size": 0}}},
+            "stages.read.phase.shape.hidden_size: is 0, not a whole number from 1",
+        ),
+        (
+            {"phase": {"kind": "pretrain", "shape": {**SMALL, "hidden_size": 33, "num_attention_heads": 4}}},
+            "The hidden size (33) is not a multiple of the number of attention heads (4)",
+        ),
         ({"adapter": "lora"}, "stages.read.adapter: lora learns too little of a model whose other weights are random"),
         ({"phase": "sft"}, "stages.read.model: new is a model with random weights"),
         ({"phase": {"kind": "pretrain", "shape": SMALL, "tokenizer": "nowhere"}}, "stages.read.phase.tokenizer"),
@@ -303,6 +311,16 @@ def test_what_can_not_be_made_is_told(text, change, words):
     except tutelage.TutelageError as error:
         told = str(error)
     assert words in told
+
+
+def test_an_architecture_that_could_look_ahead_does_not():
+    config = config_of_size("bert", 2e5, {"vocab_size": 300}, "phase")
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(8, 20)[None]
+    other = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
+    with torch.no_grad():
+        first, second = (model(input_ids=each).logits[:, :-1] for each in (ids, other))
+    assert torch.equal(first, second)
 
 
 def test_rows_that_are_no_text(tmp_path):

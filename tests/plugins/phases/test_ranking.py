@@ -232,7 +232,7 @@ def test_a_ranking_can_be_asked_anew(start: Any, tmp_path: Path) -> None:
         ({"people": 0}, "people must be names, or a number"),
         ({"people": ["ann", "Ann"]}, "people names 'ann' twice"),
         ({"people": ["a/b"]}, "'a/b' can't be a person's name"),
-        ({"people": 2, "overlap": 3}, "overlap is 3, but there are 2 people"),
+        ({"people": 2, "overlap": 3}, "overlap is 3, more than the people who rank (2)"),
         ({"people": ["ann"], "exclude": ["bob"]}, "exclude names 'bob', who is not among people"),
         ({"simulated": {"kind": "lenght"}}, "no reward is called 'lenght'"),
         ({"simulated": {"noise": 1}}, "simulated.kind: missing"),
