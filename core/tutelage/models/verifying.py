@@ -222,7 +222,10 @@ def _pooled_and_last(model: Any, tokenizer: Any, ids: list[int]) -> tuple[Tensor
     from tutelage.models.heads import pooled_scores, score_head
 
     model.eval()
-    rows = [ids, ids[: max(1, len(ids) // 2)]]
+    # What pads may stand within a sequence, where it begins a turn, say; but none ends with it.
+    halves = range(max(1, len(ids) // 2), len(ids) + 1)
+    half = next((length for length in halves if ids[length - 1] != tokenizer.pad_token_id), len(ids))
+    rows = [ids, ids[:half]]
     caught: list[Tensor] = []
     head: Any = score_head(model)
     handle = head.register_forward_hook(lambda *given: caught.append(given[-1]))
