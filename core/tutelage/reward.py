@@ -111,7 +111,7 @@ def _scores(weighted: Weighted, prompts: Sequence[Prompted], answers: Sequence[s
         scores = [float(score) for score in weighted.reward.score(prompts, answers)]
     except TutelageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         wrong = f"failed: {type(error).__name__}: {error}"
         raise RunFailed.at(place, wrong, "mend it, then tutelage resume") from error
     if len(scores) != len(answers):

@@ -145,7 +145,9 @@ def test_a_falling_line_in_characters_starts_top_left_and_ends_bottom_right() ->
 
 
 def test_answers_and_sections_are_shown_and_escaped(tmp_path):
-    run = RunFolder.create(tmp_path / "run", "aligned", {"name": "aligned", "stages": [{"name": "ppo", "phase": "ppo"}]})
+    run = RunFolder.create(
+        tmp_path / "run", "aligned", {"name": "aligned", "stages": [{"name": "ppo", "phase": "ppo"}]}
+    )
     run.event("stage_started", stage="ppo", steps=2)
     for step, reward in ((1, 0.5), (2, 1.5)):
         run.event("step", stage="ppo", step=step, steps=2, loss=0.1, reward=reward, kl=0.2 * step, seconds=1.0)
