@@ -116,11 +116,6 @@ def token_log_probabilities(
     return each, owners(batch), entropy
 
 
-def last_hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """The last layer's output, after its norm, at each sequence's last token: (sequences, hidden)."""
-    return _at_last(hidden_states(model, batch), batch)
-
-
 def sequence_scores(model: nn.Module, batch: Batch) -> Tensor:
     """What a model with a score head gives each sequence, read at its last token: (sequences,), float32."""
     return _at_last(token_scores(model, batch), batch)
