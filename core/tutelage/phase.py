@@ -83,6 +83,8 @@ class Phase(Plugin):
 
         Args:
             window: the tokens that the model can see, where that is limited.
+        Raises:
+            TutelageError: with problems that are told as those returned are.
         """
         return []
 

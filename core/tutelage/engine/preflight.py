@@ -190,7 +190,8 @@ class _StageCheck:
             found = self.found.attempt(records, phase.name, phase.takes, self.stage.data, base, self.host, place)
             if found is not None and tokenizer is not None and model is not None:
                 window = self._window(model)
-                self.found.extend(self.phase.examine_records(found, tokenizer, window, self.stage, self.place))
+                told = self.found.attempt(self.phase.examine_records, found, tokenizer, window, self.stage, self.place)
+                self.found.extend(told or [])
             return
         if located is None or tokenizer is None:  # rows can be read all the same
             self.found.attempt(look_through, self.stage.data, self.resolved.base, self.host, f"{self.place}.data")

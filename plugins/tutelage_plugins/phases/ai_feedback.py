@@ -102,10 +102,7 @@ class AIFeedback(tutelage.Phase):
         """Rows without two answers."""
         from tutelage_plugins.constitutions.preferring import pairs_of
 
-        try:
-            pairs_of(records, self.config.pairs, stage.trainer.seed)
-        except tutelage.TutelageError as error:
-            return error.problems
+        pairs_of(records, self.config.pairs, stage.trainer.seed)
         return []
 
     def run(self, context: StageContext) -> tutelage.Artifact:

@@ -82,10 +82,7 @@ class CritiqueRevision(tutelage.Phase):
         from tutelage_plugins.constitutions.mending import fitting
         from tutelage_plugins.constitutions.writing import Window
 
-        try:
-            fitting(records, Window(tokenizer, window), self.config, stage)
-        except tutelage.TutelageError as error:
-            return error.problems
+        fitting(records, Window(tokenizer, window), self.config, stage)
         return []
 
     def run(self, context: StageContext) -> tutelage.Artifact:

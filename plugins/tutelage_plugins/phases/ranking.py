@@ -121,10 +121,7 @@ class Ranking(tutelage.Phase):
         stage: tutelage.Stage,
         place: str,
     ) -> list[Problem]:
-        try:
-            _tasks(records, f"{place}.data", [])
-        except TutelageError as error:
-            return error.problems
+        _tasks(records, f"{place}.data", [])
         return []
 
     def run(self, context: StageContext) -> tutelage.Artifact:
