@@ -152,6 +152,7 @@ def try_save(learner: Learner, adapter: Adapter, folder: Path) -> None:
         return
     place = folder / ".rehearsal"
     try:
+        shutil.rmtree(place, ignore_errors=True)  # a process killed inside a rehearsal leaves it
         place.mkdir()
         save_file(learnt, place / LEARNT)
         with safe_open(place / LEARNT, framework="pt") as read:

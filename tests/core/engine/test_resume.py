@@ -64,6 +64,21 @@ def test_killed_inside_a_checkpoint(reference, tmp_path, point):
     assert losses(run) == curve
 
 
+def test_killed_inside_the_rehearsal(tiny_model, tmp_path):
+    """What a rehearsal leaves when it is killed hinders no later one."""
+    run = tmp_path / "run"
+    made = recipe(tiny_model("qwen2"), write_chats(tmp_path / "chats.jsonl", rows=20), max_steps=2)
+    left = run / "stages" / "tune" / "checkpoints" / ".rehearsal"
+
+    def leave(event):
+        if event["event"] == "stage_started":
+            (left / "artifact").mkdir(parents=True, exist_ok=True)
+            (left / "learnt.safetensors").write_bytes(b"half")
+
+    assert tutelage.train(made, out=run, listener=leave).state == "succeeded"
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_first(reference, tmp_path, number):
     made, weights, curve, _ = reference
