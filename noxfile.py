@@ -18,8 +18,8 @@ ENVIRONMENT = ROOT / ".nox" / "shared"
 BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 TRAIN = ["-e", ".[train]"]
 DEVELOP = [
-    "-e", ".[all]", "pytest", "pytest-xdist", "hypothesis", "trl", "ruff", "mypy", "types-PyYAML",
-    "import-linter", "jsonschema", "hatchling",
+    "-e", ".[all,postgres,s3,ray]", "pytest", "pytest-xdist", "hypothesis", "trl", "ruff", "mypy", "types-PyYAML",
+    "import-linter", "jsonschema", "hatchling", "openai", "schemathesis", "moto[server]", "bandit", "fastapi",
 ]  # fmt: skip
 
 nox.options.sessions = ["tests"]
@@ -73,7 +73,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types, strictly."""
     install(session, DEVELOP)
-    python(session, "-m", "mypy", "core", "plugins", "advisor")
+    python(session, "-m", "mypy", "core", "plugins", "advisor", "server")
 
 
 @nox.session(venv_backend="none")

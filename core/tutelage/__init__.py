@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Text,
     )
     from tutelage.governance import Governance
+    from tutelage.launcher import Capacity, Launch, Launcher, LauncherUnreachable, Resources, Status
     from tutelage.phase import Artifact, Phase, TrainingPhase
     from tutelage.plugins import Command, hookimpl
     from tutelage.recipe import Data, Recipe, Stage, Trainer
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "Artifact",
+    "Capacity",
     "CatalogEntries",
     "Command",
     "Config",
@@ -48,6 +50,9 @@ __all__ = [
     "DataCheck",
     "DataFormat",
     "Governance",
+    "Launch",
+    "Launcher",
+    "LauncherUnreachable",
     "ModelSource",
     "Phase",
     "Problem",
@@ -56,11 +61,13 @@ __all__ = [
     "Ranking",
     "Recipe",
     "Record",
+    "Resources",
     "Reward",
     "RunFailed",
     "RunStopped",
     "RunWaiting",
     "Stage",
+    "Status",
     "Text",
     "Tracker",
     "Trainer",
@@ -90,6 +97,7 @@ _MODULES = {
         "Text",
     ],
     "governance": ["Governance"],
+    "launcher": ["Capacity", "Launch", "Launcher", "LauncherUnreachable", "Resources", "Status"],
     "phase": ["Artifact", "Phase", "TrainingPhase"],
     "plugins": ["Command", "hookimpl"],
     "recipe": ["Data", "Recipe", "Stage", "Trainer"],

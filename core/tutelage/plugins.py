@@ -25,6 +25,7 @@ from tutelage.datacheck import DataCheck
 from tutelage.errors import Problem, TutelageError
 from tutelage.formats import DataFormat
 from tutelage.governance import Governance
+from tutelage.launcher import Launcher
 from tutelage.phase import Phase
 from tutelage.plugin import Plugin
 from tutelage.reward import Reward
@@ -83,6 +84,10 @@ class Hooks:
         """
 
     @hookspec
+    def register_launchers(self, register: Callable[[type[Launcher]], None]) -> None:
+        """Register launchers: where a job's run executes."""
+
+    @hookspec
     def register_catalogs(self, register: Callable[[type[CatalogEntries]], None]) -> None:
         """Register catalog entries: GPUs, models and prices that `estimate` and `advise` know."""
 
@@ -116,10 +121,11 @@ KINDS: dict[str, tuple[str, type[Plugin]]] = {
     "check": ("register_checks", DataCheck),
     "governance": ("register_governance", Governance),
     "catalog": ("register_catalogs", CatalogEntries),
+    "launcher": ("register_launchers", Launcher),
 }
 
 
-OWN = ("builtin", "advisor")
+OWN = ("builtin", "advisor", "server")
 "The project's own entry points, which come first: a stranger's plugin can't take their names."
 
 

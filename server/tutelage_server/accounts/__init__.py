@@ -1,0 +1,1 @@
+"""Keys, tenants, who calls, and what they may."""

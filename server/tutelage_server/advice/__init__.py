@@ -1,0 +1,1 @@
+"""Advice, estimates, audits, reviews and the catalog over HTTP."""

@@ -1,0 +1,1 @@
+"""`tutelage serve`, and the commands that call a server."""

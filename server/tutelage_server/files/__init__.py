@@ -1,0 +1,1 @@
+"""Files: streamed up and down, resumable, with their hashes."""

@@ -1,0 +1,1 @@
+"""Jobs: their states, events, schedule, and what follows them."""

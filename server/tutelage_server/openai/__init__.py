@@ -1,0 +1,1 @@
+"""What an unmodified OpenAI client calls."""
