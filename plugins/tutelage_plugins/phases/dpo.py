@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 import tutelage
+from tutelage_plugins.phases._judgements import Repeats, repeated_judgements
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tutelage.data.batches import Batch
+    from tutelage.data.preparing import Prepared
     from tutelage.data.rendering import Renderer, Tokens
     from tutelage.engine.context import StageContext
+    from tutelage.errors import Problem
 
 MEASURES = ("reward_chosen", "reward_rejected", "reward_margin", "accuracy", "log_prob_chosen", "log_prob_rejected")
 
@@ -70,6 +73,7 @@ class DPO(tutelage.TrainingPhase):
                 "(RPO; Pang et al., 2024, equation 1).",
             ),
         ] = 0.0
+        repeats: Repeats = "refuse"
 
     @property
     def needs_reference(self) -> bool:
@@ -94,6 +98,10 @@ class DPO(tutelage.TrainingPhase):
         sequences = [renderer.answered(record.prompt, answer) for answer in record.answers]
         _refuse_useless(sequences, ranks)
         return together(sequences, [[rank, probability] for rank in ranks])
+
+    def examine(self, prepared: Prepared) -> list[Problem]:
+        """Name rows that judge answers which another row has judged already."""
+        return [] if self.config.repeats == "keep" else repeated_judgements(prepared)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of all pairs, weighted so that each preference counts 1, and the measures of the same pairs."""

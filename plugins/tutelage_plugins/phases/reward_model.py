@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from msgspec import Meta
 
 import tutelage
 from tutelage.errors import Problem
 from tutelage.formats import Ranking, Record
+from tutelage_plugins.phases._judgements import Repeats, repeated_judgements
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,13 +52,7 @@ class RewardModel(tutelage.TrainingPhase):
                 "preferences alone leave it open.",
             ),
         ] = 0.0
-        repeats: Annotated[
-            Literal["refuse", "keep"],
-            Meta(
-                description="Judgements of the same answers in several rows: refuse them, as made by mistake, or keep "
-                "them, as of several people, whose agreement is then told."
-            ),
-        ] = "refuse"
+        repeats: Repeats = "refuse"
 
     def check(self, stage: Stage, place: str) -> list[Problem]:
         if stage.adapter.get("kind") != "prompt":
@@ -96,17 +88,7 @@ class RewardModel(tutelage.TrainingPhase):
 
     def examine(self, prepared: Prepared) -> list[Problem]:
         """Name rows that judge answers which another row has judged already."""
-        from tutelage.data.problems import RowProblems
-
-        if self.config.repeats == "keep":
-            return []
-        judgements, problems = _Judgements(), RowProblems()
-        for examples in [prepared.train, *([prepared.eval] if prepared.eval else [])]:
-            for index in range(len(examples)):
-                place = examples.place(index)
-                if wrong := judgements.add(examples[index], place):
-                    problems.add(place, wrong, "keep one of the two, or set the phase's repeats: keep")
-        return problems.listed("data")
+        return [] if self.config.repeats == "keep" else repeated_judgements(prepared)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed over rankings: the loss; and how many pairs of each are in order, by how much, and the mean score."""
@@ -219,25 +201,3 @@ def _without_copies(ranked: list[tuple[float, Tokens]]) -> list[tuple[float, Tok
 
 
 # Judgements that were made twice
-
-
-class _Judgements:
-    """Every pair of answers that was judged, with the row that judged it first."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[bytes, bytes], tuple[str, int]] = {}
-
-    def add(self, tokens: Tokens, place: str) -> str:
-        """Note what a row judges; what is wrong with it, if another row judged the same pair, else ''."""
-        assert tokens.values is not None
-        names = [hashlib.blake2b(part.ids.tobytes(), digest_size=12).digest() for part in tokens.sequences()]
-        ranks = tokens.values[:, RANK]
-        wrong = ""
-        for (first, rank), (second, other) in combinations(zip(names, ranks, strict=True), 2):
-            pair, says = ((first, second), int(np.sign(other - rank)))
-            if first > second:
-                pair, says = (second, first), -says
-            where, said = self._seen.setdefault(pair, (place, says))
-            if where != place and not wrong:
-                wrong = f"judges the same answers as {where}" + (", and otherwise" if said != says else "")
-        return wrong

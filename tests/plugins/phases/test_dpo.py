@@ -370,3 +370,18 @@ def test_one_long_answer_drops_its_pair_and_is_counted(tiny_model, tmp_path):
     report = events(run.folder, "data")[0]["report"]
     assert report["examples"] == 30
     assert "longer than 200 tokens" in json.dumps(report)
+
+
+def test_a_pair_judged_twice_is_named_or_kept(tiny_model, tmp_path):
+    pair = {"prompt": "a cat", "chosen": "two birds", "rejected": "three trees"}
+    turned = {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in (pair, pair, turned)))
+    made = recipe(tiny_model("qwen2"), data, max_steps=1)
+    made["stages"][0]["phase"] = {"kind": "dpo"}
+    told = "\n".join(map(str, tutelage.check(made).problems))
+    assert "line 2: judges the same answers as" in told
+    assert "line 3: judges the same answers as" in told
+    assert told.count("and otherwise") == 1
+    made["stages"][0]["phase"]["repeats"] = "keep"
+    assert tutelage.check(made).ok
