@@ -33,6 +33,10 @@ class Reward(Plugin):
     def load(self, context: StageContext) -> None:
         """Get ready, once a stage and process: load a model, import a function."""
 
+    def lacks(self, prompt: Prompted) -> str:
+        """What a row lacks, as a sentence, so that answers to it can't be scored; '' when it lacks nothing."""
+        return ""
+
     @abstractmethod
     def score(self, prompts: Sequence[Prompted], answers: Sequence[str]) -> list[float]:
         """A finite number for each answer to the prompt of the same place."""
@@ -90,6 +94,18 @@ def _reward(settings: dict[str, Any], host: Host, place: str, problems: list[Pro
     if missing := reward.missing():
         problems.append(Problem(place=place, wrong=missing))
     return Weighted(str(name), float(weight), reward)
+
+
+def unscorable(rewards: Sequence[Weighted], prompts: Sequence[tuple[str, Prompted]]) -> list[Problem]:
+    """The rows, each with its place, whose answers some reward can't score."""
+    from tutelage.data.problems import RowProblems
+
+    problems = RowProblems()
+    for place, prompt in prompts:
+        for each in rewards:
+            if wrong := each.reward.lacks(prompt):
+                problems.add(place, wrong, f"mend the row, or leave out the reward {each.name}")
+    return problems.listed("data")
 
 
 def total(

@@ -18,7 +18,7 @@ from tutelage.config import Config, join
 from tutelage.errors import Problem
 from tutelage.formats import Continuation, Conversation, Prompted, Record
 from tutelage.phase import Artifact, Phase
-from tutelage.reward import Weighted, rewards_of
+from tutelage.reward import Weighted, rewards_of, unscorable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -209,14 +209,15 @@ class OnlinePhase(Phase):
         stage: Stage,
         place: str,
     ) -> list[Problem]:
-        """Prompts that leave no room for an answer in what the model can see."""
+        """Prompts that leave no room for an answer in what the model can see, and rows that no reward can judge by."""
         from tutelage.engine.prompting import encode, fitting, room
 
         assert stage.data is not None
         found, problems = encode(records, tokenizer)
         wide = room(window, stage.trainer.max_length)
         _, too_long = fitting(found, wide, self.config.max_new_tokens, stage.data, place)
-        return [*problems, *too_long]
+        rewards = [each for field in ("rewards", "held_out_rewards") for each in self._rewards(field, "", [])]
+        return [*problems, *too_long, *unscorable(rewards, list(zip(found.places, found.records, strict=True)))]
 
     def run(self, context: StageContext) -> Artifact:
         from tutelage.engine.reinforcing import train_online

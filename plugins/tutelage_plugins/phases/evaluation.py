@@ -11,12 +11,14 @@ from msgspec import Meta
 
 import tutelage
 from tutelage.errors import Problem, RunFailed
-from tutelage.formats import Continuation, Conversation, Prompted, Text
-from tutelage.reward import Weighted, rewards_of, total
+from tutelage.formats import Continuation, Conversation, Prompted, Record, Text
+from tutelage.reward import Weighted, rewards_of, total, unscorable
 from tutelage.runs.files import write_atomically
 from tutelage_plugins.phases._evaluating import Answered, Read, compare, gather, sections
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tutelage.engine.context import StageContext
     from tutelage.recipe import Stage
 
@@ -73,6 +75,20 @@ class Evaluation(tutelage.Phase):
         problems: list[Problem] = []
         self._judge(problems, f"{place}.phase.judge")
         return problems
+
+    def examine_records(
+        self,
+        records: list[tuple[str, Record]],
+        tokenizer: PreTrainedTokenizerBase,
+        window: int | None,
+        stage: tutelage.Stage,
+        place: str,
+    ) -> list[Problem]:
+        """Rows that the judge can't judge by."""
+        from tutelage.engine.prompting import prompted
+
+        asked = [(where, prompted(record)) for where, record in records[: self.config.prompts]]
+        return unscorable(self._judge([]), asked)
 
     def run(self, context: StageContext) -> tutelage.Artifact:
         from tutelage.engine.prompting import prompted

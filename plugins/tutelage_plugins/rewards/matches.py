@@ -31,6 +31,9 @@ class Matches(tutelage.Reward):
         right: Annotated[float, Meta(description="The score of an answer that matches.")] = 1.0
         wrong: Annotated[float, Meta(description="The score of one that doesn't.")] = 0.0
 
+    def lacks(self, prompt: tutelage.Prompted) -> str:
+        return "" if prompt.answer.strip() else "has no reference answer to compare with"
+
     def score(self, prompts: Sequence[tutelage.Prompted], answers: Sequence[str]) -> list[float]:
         return [
             self.config.right if self._matches(answer, _reference(prompt)) else self.config.wrong

@@ -184,6 +184,24 @@ def test_a_row_without_reference_answer_is_named():
         scores(reward("matches"), ["x"])
 
 
+@pytest.mark.parametrize(
+    "phase",
+    [
+        {"kind": "grpo", "rewards": ["matches"], "max_new_tokens": 8},
+        {"kind": "ppo", "rewards": ["length"], "held_out_rewards": ["matches"], "max_new_tokens": 8},
+        {"kind": "evaluation", "judge": ["matches"], "max_new_tokens": 8},
+    ],
+)
+def test_a_row_without_reference_answer_is_found_before_anything_runs(tiny_model, tmp_path, phase):
+    data = tmp_path / "questions.jsonl"
+    data.write_text('{"prompt": "the cat", "answer": "sat"}\n{"prompt": "two birds"}\n')
+    stage = {"name": "it", "phase": phase, "data": str(data), "trainer": {"max_length": 64}}
+    told = tutelage.check({"name": "tiny", "model": str(tiny_model("qwen2")), "stages": [stage]}).problems
+    (problem,) = [problem for problem in told if "reference answer" in problem.wrong]
+    assert "questions.jsonl" in problem.place
+    assert "2" in problem.place
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A module of functions that score."""
