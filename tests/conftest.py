@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from databases import database, postgres, postgres_cluster
 from tiny_models import tiny_model
 
-__all__ = ["tiny_model"]
+__all__ = ["database", "postgres", "postgres_cluster", "tiny_model"]
 
 # Small models gain nothing from threads, and several test processes share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

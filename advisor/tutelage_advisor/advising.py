@@ -41,8 +41,16 @@ def advise(
     Raises:
         TutelageError: when the situation is not valid, or names a model, a GPU or data that can't be found.
     """
+    return advise_in(World(catalog, today), situation, draws, seed)
+
+
+def advise_in(world: World, situation: Situation | dict[str, Any], draws: int = 10_000, seed: int = 0) -> Advice:
+    """The same in a world that is kept for many questions, which looks things up once for all of them.
+
+    Raises:
+        TutelageError: as `advise`.
+    """
     given, audited = measured(situation_from(situation))
-    world = World(catalog, today)
     world.check(given)
     case, assumed = completed(given, world.access(given.model))
     decision = decide(case, world)

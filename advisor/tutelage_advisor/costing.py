@@ -11,11 +11,12 @@ from tutelage_advisor.costs.hosting import gpu_seconds, gpus_needed
 from tutelage_advisor.costs.inputs import HOURS_PER_MONTH, CostInputs, Option, Serving
 from tutelage_advisor.facts import EPOCHS, NOISY_YIELD
 from tutelage_advisor.fitting import cheapest, offer
+from tutelage_advisor.situation import Prices, Traffic
 
 if TYPE_CHECKING:
     from tutelage_advisor.advice import Method
     from tutelage_advisor.catalog import ApiPrice, Gpu
-    from tutelage_advisor.situation import Prices, Situation, Traffic
+    from tutelage_advisor.situation import Situation
     from tutelage_advisor.world import World
 
 HOSTED_OPEN = (("together-llama-3.1-8b", 16_000_000_000), ("together-llama-3.3-70b", 10**15))
@@ -70,12 +71,9 @@ def key(case: Situation) -> tuple[Any, ...]:
         case.horizon_months,
         case.weights_access,
         case.data_may_leave,
-        case.examples,
-        case.example_quality,
-        case.task_breadth,
+        _data_work(case),
         case.needs_strict_format,
-        case.needs_domain_knowledge,
-        case.knowledge_changes,
+        _is_stable(case),
     )
 
 
@@ -241,8 +239,15 @@ def _host(case: Situation, world: World, prompt_tokens: float) -> tuple[Gpu, flo
 
     Always one of the GPUs at hand where the situation names some.
     """
-    traffic = _traffic(case)
-    count = world.parameters(world.trainable(case))
+    traffic, model, price = _traffic(case), world.trainable(case), _prices(case).gpu_per_hour
+    calls, written = traffic.requests_per_month, traffic.output_tokens
+    load = (calls, written, traffic.growth_per_month, case.horizon_months, prompt_tokens)
+    key = ("host", model, case.hardware.gpu if case.hardware else None, price, *load)
+    return world.once(key, lambda: _cheapest_host(case, world, model, prompt_tokens))
+
+
+def _cheapest_host(case: Situation, world: World, model: str, prompt_tokens: float) -> tuple[Gpu, float, float]:
+    traffic, count = _traffic(case), world.parameters(model)
     hosts = []
     for gpu in world.gpus(case):
         needed = gpus_needed(count, gpu.usable)
@@ -274,14 +279,10 @@ def _people(case: Situation) -> float:
 
 
 def _traffic(case: Situation) -> Traffic:
-    from tutelage_advisor.situation import Traffic
-
     return case.traffic or Traffic()
 
 
 def _prices(case: Situation) -> Prices:
-    from tutelage_advisor.situation import Prices
-
     return case.prices or Prices()
 
 

@@ -21,6 +21,10 @@ COMPELLING = 3.0
 "Points for tuning from which examples are worth collecting even while retrieval already helps."
 
 METHODS: tuple[Method, ...] = get_args(Method)
+_OPTIONS: dict[Method, str] = {"full": "full", "lora": "lora", "qlora": "qlora", "prompt": "prompt-tuning"}
+"What rules call each method."
+_SIGNS = {"fine-tune": 1.0, "prompt": -1.0}
+"How points for an option count for tuning."
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,12 +50,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 def decide(case: Situation, world: World) -> Decision:
     """The verdict on a completed situation. The method comes first, since what tuning costs depends on it."""
     facts = facts_of(case, world)
-    method_rules = {method: _about(method, facts) for method in METHODS}
+    about_methods = rules.holding("method", facts)
+    method_rules = {method: [rule for rule in about_methods if rule.option == _OPTIONS[method]] for method in METHODS}
     scores = {method: sum(rule.weight for rule in found if not rule.blocks) for method, found in method_rules.items()}
     method = choose(scores, method_rules, facts["tuning_route"])
     facts["volume"] = volume(case, world, method)
-    held = [rule for rule in rules.load("approach") if rule.holds(facts)]
-    tune = sum(_tuning_points(rule) for rule in held if not rule.blocks)
+    held = rules.holding("approach", facts)
+    tune = sum(_SIGNS.get(rule.option, 0.0) * rule.weight for rule in held if not rule.blocks)
     retrieve = sum(rule.weight for rule in held if rule.option == "retrieve")
     blocked = any(rule.blocks for rule in held)
     ready = facts["data_state"] in ("enough", "plenty")
@@ -100,12 +105,3 @@ def choose(scores: dict[Method, float], found: dict[Method, list[rules.Rule]], r
         return "qlora"
     cheapest_first: list[Method] = ["lora", "qlora", "prompt", "full"]
     return min(allowed, key=lambda method: (-scores[method], cheapest_first.index(method)))
-
-
-def _tuning_points(rule: rules.Rule) -> float:
-    return {"fine-tune": rule.weight, "prompt": -rule.weight}.get(rule.option, 0.0)
-
-
-def _about(method: Method, facts: dict[str, Any]) -> list[rules.Rule]:
-    option = "prompt-tuning" if method == "prompt" else method
-    return [rule for rule in rules.load("method") if rule.option == option and rule.holds(facts)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
@@ -185,6 +186,8 @@ def situation_from(data: Any) -> Situation:
         data = {key: value for key, value in msgspec.to_builtins(data).items() if value is not None}
     if not isinstance(data, dict):
         raise TutelageError.at("situation", "is not a mapping", "give at least `task: what the model shall do`")
+    with contextlib.suppress(msgspec.ValidationError, TypeError):  # all is well, which is told fastest so
+        return msgspec.convert(data, Situation)
     try:
         return convert(data, Situation)
     except TutelageError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,25 +21,44 @@ from tutelage_advisor.estimates.models import from_config
 from tutelage_advisor.facts import MINIMUM, NOISY_YIELD, ROBUST, max_length
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tutelage_advisor.advice import Method
     from tutelage_advisor.catalog import ApiPrice, Catalog, Gpu, ModelEntry
     from tutelage_advisor.costs import Costs
     from tutelage_advisor.fitting import Tuning
     from tutelage_advisor.situation import Situation
 
+T = TypeVar("T")
 Route = Literal["open", "vendor", "vendor-closed", "api-only", "data-stays"]
+
+REMEMBERED = 50_000
+"Answers that a world remembers before it begins anew: about 20 MB."
 
 SMALL, LARGE = 1_500_000_000, 10_000_000_000
 "Parameters below which a model is small, and from which it is large."
 
 
 class World:
-    """The catalog on one day. Everything that it answers depends on its arguments alone."""
+    """The catalog on one day. Everything that it answers depends on its arguments alone, so it may be kept for many
+    questions, and asked by several threads."""
 
     def __init__(self, catalog: Catalog | None = None, today: datetime.date | None = None) -> None:
         self.catalog = catalog or load()
         self.today = today or datetime.date.today()
         self._known: dict[Any, Any] = {}
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` answers, which depends on `key` alone; made once, as long as there is room to remember it."""
+        try:
+            found: T = self._known[key]
+            return found
+        except KeyError:
+            pass
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        made = self._known[key] = make()
+        return made
 
     def check(self, case: Situation) -> None:
         """Raise TutelageError where the situation names a GPU or an open model that is not known."""
@@ -70,13 +89,13 @@ class World:
         return found
 
     def _find(self, kind: str, name: str | None) -> Any:
-        key = (kind, name)
-        if key not in self._known:
+        def find() -> Any:
             try:
-                self._known[key] = getattr(self.catalog, kind)(name) if name else None
+                return getattr(self.catalog, kind)(name) if name else None
             except TutelageError:
-                self._known[key] = None
-        return self._known[key]
+                return None
+
+        return self.once((kind, name), find)
 
     def route(self, case: Situation) -> Route:
         """Whether the model can be tuned, and where."""
@@ -124,12 +143,12 @@ class World:
         Raises:
             TutelageError: when it is neither in the catalog nor a folder or config.json.
         """
-        key = ("shape", model)
-        if key not in self._known:
+
+        def build() -> Architecture:
             entry = self.entry(model)
-            self._known[key] = from_config(entry.config) if entry else architecture_of(model, self.catalog)
-        made: Architecture = self._known[key]
-        return made
+            return from_config(entry.config) if entry else architecture_of(model, self.catalog)
+
+        return self.once(("shape", model), build)
 
     def model_size(self, case: Situation) -> Literal["small", "medium", "large"]:
         """The size class of the model to be tuned."""
@@ -152,33 +171,30 @@ class World:
     def tunings(self, case: Situation) -> dict[Method, Tuning]:
         """Whether each method fits the situation's hardware, or which rented hardware it takes."""
         job = self.job(case)
-        return {method: self._fit(job, method, case) for method in METHODS}
+        key = ("tunings", job.model, job.seq_len, _hardware(case))
+        return self.once(key, lambda: {method: self._fit(job, method, case) for method in METHODS})
 
     def _fit(self, job: fitting.Job, method: Method, case: Situation) -> Tuning:
         key = ("fit", job.model, job.seq_len, method, _hardware(case))
-        if key not in self._known:
-            self._known[key] = fitting.fit(job, method, self.gpus(case), case.hardware)
-        found: Tuning = self._known[key]
-        return found
+        return self.once(key, lambda: fitting.fit(job, method, self.gpus(case), case.hardware))
 
     def timed(self, case: Situation, method: Method) -> Tuning:
         """One method with hours and dollars of a training, which grow with its tokens; the rate is looked up once."""
         job = self.job(case)
-        key = ("rate", method, job.model, job.seq_len, job.usd_per_gpu_hour, _hardware(case))
-        if key not in self._known:
+
+        def rate() -> Tuning:
             tuning = self._fit(job, method, case)
-            self._known[key] = fitting.timed(fitting.a_million(job), tuning, self.gpus(case), case.hardware)
-        rate: Tuning = self._known[key]
-        return fitting.scaled(rate, job.tokens / 1e6)
+            return fitting.timed(fitting.a_million(job), tuning, self.gpus(case), case.hardware)
+
+        key = ("rate", method, job.model, job.seq_len, job.usd_per_gpu_hour, _hardware(case))
+        return fitting.scaled(self.once(key, rate), job.tokens / 1e6)
 
     def gpus(self, case: Situation) -> list[Gpu]:
         """The situation's GPU, or those that are worth renting."""
         name = case.hardware.gpu if case.hardware else None
-        if ("gpus", name) not in self._known:
-            found = fitting.rentable(self.catalog) if name is None else [self.catalog.gpu(name, "hardware.gpu")]
-            self._known["gpus", name] = found
-        gpus: list[Gpu] = self._known["gpus", name]
-        return gpus
+        if name is None:
+            return self.once(("gpus", None), lambda: fitting.rentable(self.catalog))
+        return self.once(("gpus", name), lambda: [self.catalog.gpu(name, "hardware.gpu")])
 
     def training_usd(self, case: Situation, method: Method) -> float:
         """Dollars of one training by a method; a vendor's price where it tunes, rented hardware where nothing fits."""
@@ -197,8 +213,14 @@ class World:
     def cheapest_that_fits(self, case: Situation) -> Tuning | None:
         """The rented hardware with the lowest price an hour on which QLoRA, which needs least, tunes the model."""
         rented = msgspec.structs.replace(case, hardware=None)
-        job, tuning = self.job(rented), self._fit(self.job(rented), "qlora", rented)
-        return fitting.least(job, tuning, self.gpus(rented)) if tuning.fits else None
+        job = self.job(rented)
+
+        def find() -> Tuning | None:
+            tuning = self._fit(job, "qlora", rented)
+            return fitting.least(job, tuning, self.gpus(rented)) if tuning.fits else None
+
+        key = ("least", job.model, job.seq_len, job.examples, job.tokens_per_example, job.usd_per_gpu_hour)
+        return self.once(key, find)
 
     def largest_that_fits(self, case: Situation) -> Tuning | None:
         """The largest model of the catalog, below the wanted one, that QLoRA tunes on the hardware at hand."""
@@ -213,12 +235,12 @@ class World:
 
     def tuned_to_prompt(self, case: Situation, method: Method) -> float:
         """Present cost of tuning over the horizon as a share of that of prompting."""
-        key = ("share", method, *costing.key(case))
-        if key not in self._known:
+
+        def share() -> float:
             prompt, tuned = Closed(costing.inputs(case, self, method, retrieval=False)).given()
-            self._known[key] = tuned / prompt if prompt else float("inf")
-        share: float = self._known[key]
-        return share
+            return tuned / prompt if prompt else float("inf")
+
+        return self.once(("share", method, *costing.key(case)), share)
 
     def costs(self, case: Situation, method: Method, retrieval: bool, draws: int, seed: int) -> Costs:
         """The whole of the costs, with what they assume."""

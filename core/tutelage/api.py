@@ -39,16 +39,19 @@ class RunResult(msgspec.Struct, kw_only=True):
         return self.folder / self.stages[-1].artifact
 
 
-def check(recipe: RecipeLike, overrides: list[str] | None = None, out: str | Path | None = None) -> CheckReport:
+def check(
+    recipe: RecipeLike, overrides: list[str] | None = None, out: str | Path | None = None, here: bool = True
+) -> CheckReport:
     """Find every problem of a recipe that can be known before it runs. Nothing but caches is written.
 
     Args:
         recipe: a YAML, TOML or JSON file, a mapping, or a Recipe.
         overrides: as `--set` has them, such as `stages.tune.adapter.rank=8`.
         out: the run folder that `train` will be given, if any.
+        here: whether it is this machine that will train; if not, its devices and their memory are not looked at.
     """
     try:
-        return _preflight(_resolved(recipe, overrides), out)
+        return _preflight(_resolved(recipe, overrides), out, here)
     except TutelageError as error:
         return CheckReport(ok=False, problems=error.problems, notes=[], data={})
 
@@ -116,10 +119,10 @@ def _resolved(recipe: RecipeLike, overrides: list[str] | None) -> Resolved:
         raise TutelageError([*error.problems, *preflight_of_parts(data, base, host())]) from None
 
 
-def _preflight(resolved: Resolved, out: str | Path | None) -> CheckReport:
+def _preflight(resolved: Resolved, out: str | Path | None, here: bool = True) -> CheckReport:
     from tutelage.engine.preflight import preflight
 
-    problems, notes, data = preflight(resolved, host(), None if out is None else Path(out))
+    problems, notes, data = preflight(resolved, host(), None if out is None else Path(out), here)
     return CheckReport(ok=not problems, problems=problems, notes=notes, data=data)
 
 

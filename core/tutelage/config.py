@@ -7,6 +7,7 @@ so structs are walked field by field here and only the leaves are left to msgspe
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,8 +83,7 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 def _convert_struct(problems: list[Problem], data: Mapping[str, Any], kind: Any, place: str) -> Any:
     before = len(problems)
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-    hints = get_type_hints(kind, include_extras=True)
+    fields, hints = _fields_of(kind)
     for key in data:
         if key not in fields:
             hint = did_you_mean(str(key), list(fields))
@@ -101,6 +101,13 @@ def _convert_struct(problems: list[Problem], data: Mapping[str, Any], kind: Any,
     except ValueError as error:
         problems.append(Problem(place=place, wrong=str(error)))
         return None
+
+
+@functools.cache
+def _fields_of(kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a struct by the names that data has for them, and their types by their own names."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    return fields, get_type_hints(kind, include_extras=True)
 
 
 def _convert_leaf(problems: list[Problem], data: Any, kind: Any, place: str) -> Any:

@@ -13,6 +13,7 @@ from tutelage.adapter import Adapter
 from tutelage.config import Config, convert_into, join, override, read_file
 from tutelage.errors import Problem, TutelageError
 from tutelage.governance import Governance
+from tutelage.marks import DATA, FILE, MODEL, asks_for
 from tutelage.phase import Phase
 from tutelage.plugins import Host
 from tutelage.tracker import Tracker
@@ -26,9 +27,11 @@ Decay = Annotated[float, Meta(ge=0, lt=1)]
 class Source(Config):
     """One part of a data mix."""
 
-    source: Annotated[str, Meta(description="A file, a folder or a hub data set, as in `train`.")]
+    source: Annotated[str, DATA, Meta(description="A file, a folder or a hub data set, as in `train`.")]
     weight: Annotated[float, Meta(gt=0, le=1000, description="How many times its rows are used in an epoch.")] = 1.0
-    format: Annotated[str, Meta(description="Its format, where it differs from `data.format`.")] = ""
+    format: Annotated[str, asks_for("format"), Meta(description="Its format, where it differs from `data.format`.")] = (
+        ""
+    )
 
 
 class Data(Config):
@@ -36,12 +39,15 @@ class Data(Config):
 
     train: Annotated[
         str,
+        DATA,
         Meta(
             description="A JSON, JSONL (also .gz), CSV, Parquet or text file, a folder of them, or "
             "`hub:OWNER/NAME[:SPLIT]`. Paths are relative to the recipe. `stage:NAME` is what an earlier stage made."
         ),
     ] = ""
-    eval: Annotated[str, Meta(description="Held-out data of the same format, for evaluation while training.")] = ""
+    eval: Annotated[str, DATA, Meta(description="Held-out data of the same format, for evaluation while training.")] = (
+        ""
+    )
     eval_split: Annotated[
         float,
         Meta(
@@ -50,7 +56,9 @@ class Data(Config):
             description="Share of the training rows to hold out when `eval` is not given; chosen by the seed.",
         ),
     ] = 0.0
-    format: Annotated[str, Meta(description="The data format; found out by looking when empty.")] = ""
+    format: Annotated[
+        str, asks_for("format"), Meta(description="The data format; found out by looking when empty.")
+    ] = ""
     mix: Annotated[list[Source], Meta(description="Several sources with weights, instead of `train`.")] = []
     learn_from: Annotated[
         Literal["assistant", "last", "all"],
@@ -168,7 +176,7 @@ class Tokens(Config):
     """Changes to the model's tokenizer."""
 
     chat_template: Annotated[
-        str, Meta(description="A Jinja file with the chat template to use instead of the model's.")
+        str, FILE, Meta(description="A Jinja file with the chat template to use instead of the model's.")
     ] = ""
     add: Annotated[list[str], Meta(description="New special tokens; their embeddings are learnt and saved.")] = []
 
@@ -177,13 +185,18 @@ class Stage(Config):
     """One step of a recipe: a phase with its adapter, data and trainer settings."""
 
     name: Annotated[Name, Meta(description="Names the stage in --set, in the run folder and in later stages.")]
-    phase: Annotated[dict[str, Any], Meta(description="What is learned or made: `sft`, or `{kind: sft, …}`.")]
+    phase: Annotated[
+        dict[str, Any], asks_for("phase"), Meta(description="What is learned or made: `sft`, or `{kind: sft, …}`.")
+    ]
     adapter: Annotated[
-        dict[str, Any], Meta(description="Which parameters learn: `lora`, or `{kind: lora, rank: 8, …}`.")
+        dict[str, Any],
+        asks_for("adapter"),
+        Meta(description="Which parameters learn: `lora`, or `{kind: lora, rank: 8, …}`."),
     ] = msgspec.field(default_factory=lambda: {"kind": "lora"})
     data: Annotated[Data | None, Meta(description="A path, or a mapping.")] = None
     model: Annotated[
         str,
+        MODEL,
         Meta(
             description="What this stage starts from: a model, or `stage:NAME`; by default the stage before, or the "
             "recipe's model."
@@ -198,6 +211,7 @@ class Recipe(Config):
     name: Annotated[Name, Meta(description="Names the run.")]
     model: Annotated[
         str,
+        MODEL,
         Meta(
             min_length=1,
             description="The base model: `starter:NAME`, a hub name, a folder, a .gguf file, `run:NAME` (what an "
@@ -208,12 +222,15 @@ class Recipe(Config):
     tokenizer: Tokens = msgspec.field(default_factory=Tokens)
     governance: Annotated[
         str,
+        asks_for("governance"),
         Meta(
             description="What must be true of all data: `reviewed` refuses data that people have not signed as it is."
         ),
     ] = ""
     trackers: Annotated[
-        list[dict[str, Any]], Meta(description="Where metrics go: `csv`, `tensorboard`, `wandb`, `mlflow`.")
+        list[dict[str, Any]],
+        asks_for("tracker"),
+        Meta(description="Where metrics go: `csv`, `tensorboard`, `wandb`, `mlflow`."),
     ] = msgspec.field(default_factory=lambda: [{"kind": "csv"}])
 
 

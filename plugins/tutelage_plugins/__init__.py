@@ -65,6 +65,15 @@ def register_trackers(register: Callable[[type[tutelage.Tracker]], None]) -> Non
 
 
 @tutelage.hookimpl
+def register_launchers(register: Callable[[type[tutelage.Launcher]], None]) -> None:
+    """Where a job's run executes."""
+    from tutelage_plugins.launchers import LAUNCHERS
+
+    for launcher in LAUNCHERS:
+        register(launcher)
+
+
+@tutelage.hookimpl
 def register_commands(register: Callable[[tutelage.Command], None]) -> None:
     """Commands that need what ships with the plugins."""
     register(

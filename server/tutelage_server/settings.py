@@ -11,8 +11,20 @@ import msgspec
 from msgspec import Meta
 
 from tutelage.config import Config, convert, read_file
+from tutelage.launcher import Resources
 
 PREFIX = "TUTELAGE_SERVER_"
+ENVIRONMENT = (
+    "JOB_*",
+    "*_TOKEN",
+    "*_KEY",
+    "*_SECRET",
+    "*_PASSWORD",
+    "WANDB_PROJECT",
+    "WANDB_ENTITY",
+    "OMP_NUM_THREADS",
+)
+"What jobs may set: many other variables make Python, the loader or CUDA run code (PYTHONPATH, LD_PRELOAD)."
 
 
 class Limits(Config):
@@ -22,8 +34,24 @@ class Limits(Config):
     file_bytes: Annotated[int, Meta(ge=1, description="Largest file.")] = 2 * 2**30
     stored_bytes: Annotated[int, Meta(ge=1, description="All files of a tenant together.")] = 100 * 2**30
     active_jobs: Annotated[int, Meta(ge=1, description="Jobs of a tenant that are queued or run.")] = 1000
-    job_usd: Annotated[float | None, Meta(ge=0, description="Dearest job that is accepted (highest estimate).")] = None
-    month_usd: Annotated[float | None, Meta(ge=0, description="What a tenant's jobs of a month may cost.")] = None
+    job_usd: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="Dearest job that is accepted (highest estimate).")
+    ] = None
+    month_usd: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="What a tenant's jobs of a month may cost.")
+    ] = None
+
+
+class Answering(Config):
+    """Processes that answer chats with tuned models, one for each model that is asked."""
+
+    models: Annotated[int, Meta(ge=0, le=64, description="Most at a time; 0 answers no chats.")] = 2
+    idle_seconds: Annotated[float, Meta(gt=0, description="How long one waits for the next question.")] = 300.0
+    load_seconds: Annotated[float, Meta(gt=0, description="How long one may take to load its model.")] = 600.0
+    silent_seconds: Annotated[float, Meta(gt=0, description="How long one may be silent before it is ended.")] = 300.0
+    max_tokens: Annotated[int, Meta(ge=1, description="Longest answer, in tokens.")] = 4096
+    device: Annotated[str, Meta(description="Such as `cuda:1`, which no launcher should give out, or `cpu`.")] = "cpu"
+    threads: Annotated[int, Meta(ge=1, le=1024, description="CPU threads of each.")] = 2
 
 
 class Settings(Config):
@@ -42,6 +70,10 @@ class Settings(Config):
         False
     )
     hosts: Annotated[list[str], Meta(description="Host names by which it may be called, beside its own address.")] = []
+    operator: Annotated[
+        str, Meta(description="Tenant whose admin keys also see the server's metrics and make keys of other tenants.")
+    ] = "default"
+    body_seconds: Annotated[float, Meta(gt=0, description="How long a request's body may take, or pause.")] = 30.0
     machine: Annotated[str, Meta(description="This machine's name in the store.")] = ""
     launchers: Annotated[
         dict[str, dict[str, Any]], Meta(description="Launchers by name: `{kind: slurm, …}`; the first is the default.")
@@ -50,11 +82,22 @@ class Settings(Config):
     deny_plugins: Annotated[list[str], Meta(description="Plugins that recipes may not use, as `kind:name`.")] = (
         msgspec.field(default_factory=lambda: ["reward:function", "reward:http", "tracker:wandb", "tracker:mlflow"])
     )
+    allow_environment: Annotated[
+        list[str], Meta(description="Names of variables that jobs may set; * stands for anything.")
+    ] = msgspec.field(default_factory=lambda: [*ENVIRONMENT])
     limits: Limits = msgspec.field(default_factory=Limits)
-    gpu: Annotated[str, Meta(description="The machines' GPU, as the catalog names it, for estimates.")] = ""
-    hourly_usd: Annotated[float | None, Meta(ge=0, description="Cost of a GPU (or of a machine without) an hour.")] = (
-        None
+    openai_models: Annotated[
+        dict[str, str],
+        Meta(description="Models that OpenAI's clients may tune and ask: their name there, and a recipe's `model`."),
+    ] = msgspec.field(default_factory=lambda: {"smollm2-135m-instruct": "starter:smollm2-135m-instruct"})
+    openai_resources: Annotated[Resources, Meta(description="What jobs of OpenAI's clients ask for.")] = msgspec.field(
+        default_factory=Resources
     )
+    answering: Answering = msgspec.field(default_factory=Answering)
+    gpu: Annotated[str, Meta(description="The machines' GPU, as the catalog names it, for estimates.")] = ""
+    hourly_usd: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="Cost of a GPU (or of a machine without) an hour.")
+    ] = None
 
     @property
     def folder(self) -> Path:

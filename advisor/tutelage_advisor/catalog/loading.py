@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from datetime import date
@@ -164,6 +165,7 @@ def _replaced(entries: list[Entry], newer: list[Entry]) -> list[Entry]:
     return newer + kept
 
 
+@functools.lru_cache(maxsize=4096)
 def _plain(name: str) -> str:
     return "".join(character for character in name.lower() if character not in " -_")
 

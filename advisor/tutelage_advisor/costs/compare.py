@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from decimal import ROUND_HALF_UP, Decimal
 
 from tutelage_advisor.costs.inputs import HOURS_PER_MONTH, CostInputs, Item, Option, Serving
@@ -47,17 +48,18 @@ def option_cost(inputs: CostInputs, option: Option) -> OptionCost:
     upfront_usd = sum((_exact(line.usd) for line in upfront), Decimal(0))
     again_usd = sum((_exact(_line(item).usd) for item in option.again), Decimal(0))
     growth, yearly = 1 + _exact(inputs.growth_per_month), 1 + _exact(inputs.discount_per_year)
+    per_call = usd_per_call(option.serving)
     cumulative = present = upfront_usd
     months = []
     for number in range(1, inputs.horizon_months + 1):
         requests = _exact(inputs.requests_per_month) * growth ** (number - 1)
-        tokens = _cents(requests * usd_per_call(option.serving))
+        tokens = _cents(requests * per_call)
         hours = gpu_hours(option.serving, requests)
         hosting = _cents(hours * _exact(option.serving.gpu_per_hour)) + _cents(_exact(option.serving.fixed_per_month))
         again = again_usd if is_due(option, number) else Decimal(0)
         total = tokens + hosting + again
         cumulative += total
-        present += total / yearly ** (Decimal(number) / 12)
+        present += total / _power(yearly, number)
         load = float(busy_hours(option.serving, requests) / hours) if hours else None
         months.append(
             Month(
@@ -80,6 +82,12 @@ def option_cost(inputs: CostInputs, option: Option) -> OptionCost:
         total_usd=float(cumulative),
         present_value_usd=_dollars(present),
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _power(yearly: Decimal, months: int) -> Decimal:
+    """What a yearly rate makes of money in some months; roots of decimals take long."""
+    return yearly ** (Decimal(months) / 12)
 
 
 def usd_per_call(serving: Serving) -> Decimal:
@@ -146,6 +154,7 @@ def _line(item: Item) -> Line:
     return Line(item.what, item.kind, item.quantity, item.unit, item.usd_each, usd)
 
 
+@functools.lru_cache(maxsize=4096, typed=True)
 def _exact(number: float) -> Decimal:
     """The decimal number that a person wrote: 0.1, not its nearest binary fraction."""
     return Decimal(str(number))

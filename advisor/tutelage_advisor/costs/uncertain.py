@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_right
-from functools import cache
+import sys
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from tutelage_advisor.costs.inputs import HOURS_PER_MONTH, CostInputs, Item, Option
@@ -36,7 +36,7 @@ list prices of tokens fall more often than they rise, and data work and training
 Column = list[float]
 
 
-class _Fast(NamedTuple):
+class Reduced(NamedTuple):
     """An option reduced to what the closed form needs."""
 
     people: float
@@ -59,8 +59,8 @@ class Closed:
         self.growth = float(1 + inputs.growth_per_month)
         self.v = math.exp(-math.log1p(inputs.discount_per_year) / 12)
         options = {option.name: option for option in inputs.options}
-        self.all_months = self._sum(0, self.months)
-        self.flat_months = sum(self.v**month for month in range(1, self.months + 1))
+        self.all_months = self.sum_of(0, self.months)
+        self.flat_months = _sum_of_powers(self.v, 1, self.months, 1)
         self.prompt = self._reduce(options["prompt"])
         self.tuned = self._reduce(options["fine-tune"])
 
@@ -81,7 +81,7 @@ class Closed:
         prompt, tuned = self.given(requests)
         return tuned < prompt
 
-    def _present(self, option: _Fast, calls: Column, prompt: Column, factors: list[Column]) -> Column:
+    def _present(self, option: Reduced, calls: Column, prompt: Column, factors: list[Column]) -> Column:
         _, _, output, tokens, gpus, seconds, people, training, repeats = factors
         once = option.machine + option.fixed
         total = [once + option.people * p + option.training * t for p, t in zip(people, training, strict=True)]
@@ -98,7 +98,7 @@ class Closed:
             total = [usd + price * hosting(always, n * busy * s) for usd, n, price, s in hosted]
         return total
 
-    def _sum(self, start: int, stop: int) -> float:
+    def sum_of(self, start: int, stop: int) -> float:
         """Sum over months start+1 … stop of growth^(m-1) v^m."""
         if stop <= start:
             return 0.0
@@ -106,6 +106,10 @@ class Closed:
         if abs(q - 1) < 1e-12:
             return self.v * (stop - start)
         return self.v * q**start * (1 - q ** (stop - start)) / (1 - q)
+
+    def flat_until(self, month: int) -> float:
+        """Sum of v^m over months 1 … month."""
+        return self.v * (1 - self.v**month) / (1 - self.v) if self.v < 1 else float(month)
 
     def _hosting(self, always: float, busy: float) -> float:
         """Sum over the months of max(always, busy growth^(m-1)) v^m."""
@@ -117,24 +121,23 @@ class Closed:
         elif self.growth >= 1 or busy * self.growth ** (self.months - 1) >= always:
             return busy * self.all_months
         crossing = min(self.months, max(0, math.ceil(math.log(always / busy) / math.log(self.growth))))
-        flat = self.v * (1 - self.v**crossing) / (1 - self.v) if self.v < 1 else float(crossing)
+        flat = self.flat_until(crossing)
         if self.growth > 1:
-            return always * flat + busy * self._sum(crossing, self.months)
-        return busy * self._sum(0, crossing) + always * (self.flat_months - flat)
+            return always * flat + busy * self.sum_of(crossing, self.months)
+        return busy * self.sum_of(0, crossing) + always * (self.flat_months - flat)
 
-    def _reduce(self, option: Option) -> _Fast:
+    def _reduce(self, option: Option) -> Reduced:
         serving = option.serving
         again = 0.0
         if option.again_every_months is not None:
-            due = range(1 + option.again_every_months, self.months + 1, option.again_every_months)
-            again = sum(self.v**month for month in due)
+            again = _sum_of_powers(self.v, 1 + option.again_every_months, self.months, option.again_every_months)
         cached = min(serving.cached_tokens, serving.prompt_tokens)
         fresh = serving.prompt_tokens - cached
 
         def once_and_again(kind: str) -> float:
             return _sum_of(option.upfront, kind) + again * _sum_of(option.again, kind)
 
-        return _Fast(
+        return Reduced(
             people=once_and_again("people"),
             machine=once_and_again("machine"),
             training=once_and_again("training"),
@@ -162,16 +165,23 @@ def swings(inputs: CostInputs) -> list[Swing]:
 
 
 def simulate(inputs: CostInputs, draws: int = 10_000, seed: int = 0) -> MonteCarlo:
-    """Draw all uncertain inputs at once, `draws` times, the same for the same seed."""
+    """Draw all uncertain inputs at once, `draws` times, the same for the same seed.
+
+    Loading numpy takes longer than it saves on one question, so it is used where it is loaded.
+    """
+    if "numpy" in sys.modules:
+        from tutelage_advisor.costs import vectors
+
+        return vectors.simulate(inputs, draws, seed)
     prompt, tuned = draw(inputs, draws, seed)
-    savings = sorted(one - other for one, other in zip(prompt, tuned, strict=True))
+    savings = [one - other for one, other in zip(prompt, tuned, strict=True)]
     return MonteCarlo(
         draws=draws,
         seed=seed,
-        chance_pays=(draws - bisect_right(savings, 0.0)) / draws,
+        chance_pays=sum(saving > 0.0 for saving in savings) / draws,
         saving_usd=_interval(savings),
-        prompt_usd=_interval(sorted(prompt)),
-        tuned_usd=_interval(sorted(tuned)),
+        prompt_usd=_interval(prompt),
+        tuned_usd=_interval(tuned),
     )
 
 
@@ -179,13 +189,13 @@ def draw(inputs: CostInputs, draws: int, seed: int) -> tuple[Column, Column]:
     """Present values of prompting and of tuning in every draw."""
     generator, columns = random.Random(seed), []
     for low, high in FACTORS.values():
-        slices = _slices(low, high)
+        slices = triangular(low, high)
         columns.append([slices[byte] for byte in generator.randbytes(draws)])
     return Closed(inputs).totals(columns)
 
 
 @cache
-def _slices(low: float, high: float) -> Column:
+def triangular(low: float, high: float) -> Column:
     """The middles of 256 equally likely slices of a triangular variable with mode 1: a random byte draws one of them.
 
     Its distribution's inverse at a uniform u is a + sqrt(u (b-a)(c-a)) below F(c), else b - sqrt((1-u)(b-a)(b-c)).
@@ -198,10 +208,24 @@ def _slices(low: float, high: float) -> Column:
     ]
 
 
-def _interval(ordered: list[float]) -> Interval:
-    last = len(ordered) - 1
-    return Interval(*(round(ordered[round(share * last)], 2) for share in (0.05, 0.5, 0.95)))
+def _interval(values: Column) -> Interval:
+    ordered = sorted(values)
+    return Interval(*(round(ordered[place], 2) for place in places(len(values))))
+
+
+def places(draws: int) -> list[int]:
+    """Where the ends and the middle of an interval lie among ordered draws: 5%, 50%, 95%."""
+    return [round(share * (draws - 1)) for share in (0.05, 0.5, 0.95)]
+
+
+@lru_cache(maxsize=1024)
+def _sum_of_powers(v: float, first: int, last: int, step: int) -> float:
+    return sum(v**month for month in range(first, last + 1, step))
 
 
 def _sum_of(items: list[Item], kind: str) -> float:
-    return sum(item.quantity * item.usd_each for item in items if item.kind == kind)
+    total = 0.0
+    for item in items:
+        if item.kind == kind:
+            total += item.quantity * item.usd_each
+    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -80,7 +81,7 @@ class Experts(msgspec.Struct, frozen=True):
         return self.parameters * self.active // self.number
 
 
-class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+class Architecture(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The inventory of a decoder."""
 
     family: str
@@ -122,13 +123,13 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         """The output layer, where it has weights of its own."""
         return next((linear for linear in self.linears if linear.kind == "head"), None)
 
-    @property
+    @functools.cached_property
     def parameters(self) -> int:
         """All parameters, tied ones counted once."""
         experts = self.experts.parameters if self.experts else 0
         return self.embedding + sum(linear.parameters for linear in self.linears) + experts + self.other
 
-    @property
+    @functools.cached_property
     def active_matrix_parameters(self) -> int:
         """Weights that one token is multiplied with, the output layer included, the embedding look-up not."""
         weights = sum(linear.weights for linear in self.linears)
@@ -174,6 +175,17 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         For some mixtures of experts PEFT takes the names of layers that transformers has fused (gate_proj, up_proj,
         down_proj, gate) for the experts and their router, and for nothing else.
         """
+        key = names if isinstance(names, str) else tuple(names)
+        if key not in self._targets:
+            self._targets[key] = self._find_targets(names)
+        return self._targets[key]
+
+    @functools.cached_property
+    def _targets(self) -> dict[str | tuple[str, ...], list[Linear]]:
+        """What `targets` found before."""
+        return {}
+
+    def _find_targets(self, names: str | list[str]) -> list[Linear]:
         inner = [linear for linear in self.linears if linear.kind != "head"]
         fused = self.experts.names if self.experts else {}
         if names == "all-linear":

@@ -64,6 +64,32 @@ def load(name: RuleFile) -> tuple[Rule, ...]:
     return msgspec.convert(tomllib.loads(text)["rule"], tuple[Rule, ...])
 
 
+def holding(name: RuleFile, facts: Mapping[str, Any]) -> list[Rule]:
+    """The rules of one file that hold, in its order; what `Rule.holds` says of each, for many facts a second."""
+    found = []
+    for rule, tests in _tests(name):
+        for fact, wanted in tests:
+            if facts[fact] not in wanted:
+                break
+        else:
+            found.append(rule)
+    return found
+
+
+@cache
+def _tests(name: RuleFile) -> tuple[tuple[Rule, tuple[tuple[str, tuple[Any, ...]], ...]], ...]:
+    """Each rule with the values of every fact that it names."""
+    return tuple(
+        (
+            rule,
+            tuple(
+                (fact, tuple(wanted) if isinstance(wanted, list) else (wanted,)) for fact, wanted in rule.when.items()
+            ),
+        )
+        for rule in load(name)
+    )
+
+
 def find(name: str) -> Rule:
     """A rule by its name.
 

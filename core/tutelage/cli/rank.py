@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import getpass
 import shlex
-import sys
 import time
 from pathlib import Path
-from string import ascii_lowercase
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
-from tutelage.cli.output import is_terminal, json_option, print_json, table
+from tutelage.cli.output import json_option, print_json, table
+from tutelage.cli.rank_views import HELP, JsonLines, Lines, View, harmless, login_name, read_line
 
 if TYPE_CHECKING:
     from tutelage.ranking.desk import Desk
     from tutelage.ranking.figures import Figures, PersonFigures
     from tutelage.ranking.tasks import Task
-    from tutelage.runs.folder import RunFolder, StageRecord
-
-HELP = (
-    "order the answers best to worst, = between ties: b a=c d\n"
-    "bad: all are bad   skip: can't say   undo: take the last answer back\n"
-    "? TEXT: a comment on this question   quit: stop (all you said is kept)"
-)
+    from tutelage.runs.folder import StageRecord
 
 
 @click.command()
@@ -59,12 +51,13 @@ def rank(
 
     Every answer is saved the moment it is given; stop whenever you like. Several people can rank at once.
     """
+    from tutelage.ranking.asking import desk_of
     from tutelage.runs.listing import find_run
 
     if sum([status, export_to is not None, import_from is not None]) > 1:
         raise click.UsageError("give one of --status, --export and --import")
     found = find_run(run)
-    desk, record = _desk(found, stage)
+    desk, record = desk_of(found, stage)
     if status:
         _status(desk, run, record, as_json)
     elif export_to is not None:
@@ -74,37 +67,8 @@ def rank(
         if import_from is not None:
             _import(desk, import_from, kind, person, run, as_json)
         else:
-            return _session(desk, person or _login(), more, run, as_json)
+            return _session(desk, person or login_name(), more, run, as_json)
     return 0
-
-
-def _desk(run: RunFolder, name: str) -> tuple[Desk, StageRecord]:
-    """The desk of a run's ranking stage, and what is known of that stage.
-
-    Raises:
-        TutelageError: when there is none (yet), or more than one could be meant.
-    """
-    from tutelage.config import did_you_mean
-    from tutelage.errors import TutelageError
-    from tutelage.ranking.desk import Desk, desk_folder
-
-    names = [stage.name for stage in run.record.stages]
-    if name and name not in names:
-        raise TutelageError.at("--stage", f"the run has no stage {name!r}", did_you_mean(name, names))
-    coming = [stage.name for stage in run.record.stages if stage.phase == "ranking"]
-    if name and coming and name not in coming:
-        raise TutelageError.at("--stage", f"{name} is no ranking stage", f"name {' or '.join(coming)}")
-    ready = [
-        stage
-        for stage in run.record.stages
-        if name in ("", stage.name) and stage.state != "queued" and Desk.is_in(desk_folder(run.path, stage.name))
-    ]
-    open_ones = [stage for stage in ready if stage.state != "succeeded"]
-    if not ready:
-        wrong = f"the stage {name or coming[0]} has not asked anything yet" if coming else "has no ranking stage"
-        raise TutelageError.at(str(run.path), wrong, f"see how far it is: tutelage runs show {run.path.name}")
-    chosen = (open_ones or ready)[-1]
-    return Desk.open(desk_folder(run.path, chosen.name)), chosen
 
 
 def _refuse(desk: Desk, run: str, stage: StageRecord) -> None:
@@ -117,15 +81,6 @@ def _refuse(desk: Desk, run: str, stage: StageRecord) -> None:
     if stage.state == "succeeded":
         status = f"tutelage rank {shlex.quote(run)} --status"
         raise TutelageError.at(run, "its rankings were made into data already", f"to see them: {status}")
-
-
-def _login() -> str:
-    from tutelage.errors import TutelageError
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        raise TutelageError.at("--person", "your login name is not known", "say who you are") from None
 
 
 def _export(desk: Desk, path: Path, kind: str, person: str, as_json: bool) -> None:
@@ -221,51 +176,9 @@ def _row(person: PersonFigures) -> list[str]:
     ]
 
 
-class _View(Protocol):
-    """How a session is shown."""
-
-    def question(self, number: int, total: int, prompt: str, answers: dict[str, str]) -> None:
-        """The question, its answers lettered in the order of this person."""
-
-    def said(self, what: str, text: str) -> None:
-        """What became of a line that the person typed."""
-
-
-class _Lines:
-    """For people: panels on a terminal, plain lines elsewhere."""
-
-    def question(self, number: int, total: int, prompt: str, answers: dict[str, str]) -> None:
-        click.echo(f"\n{number} of {total}")
-        if not is_terminal(sys.stdout):
-            for name, text in {"prompt": prompt, **answers}.items():
-                click.echo(f"{name}: {text}")
-            return
-        from rich.console import Console
-        from rich.panel import Panel
-        from rich.text import Text
-
-        console = Console(highlight=False)
-        console.print(Panel(Text(prompt), title="prompt", title_align="left", border_style="cyan"))
-        for name, text in answers.items():
-            console.print(Panel(Text(text), title=name, title_align="left"))
-
-    def said(self, what: str, text: str) -> None:
-        click.echo(text)
-
-
-class _Json:
-    """For programs: a JSON object a line; answers are read as a person would type them."""
-
-    def question(self, number: int, total: int, prompt: str, answers: dict[str, str]) -> None:
-        print_json({"question": {"number": number, "of": total, "prompt": prompt, "answers": answers}})
-
-    def said(self, what: str, text: str) -> None:
-        print_json({what: text})
-
-
 def _session(desk: Desk, person: str, more: bool, run: str, as_json: bool) -> int:
     """Ask until nothing is left or the person stops; 130 when they stopped with Ctrl-C."""
-    view: _View = _Json() if as_json else _Lines()
+    view: View = JsonLines() if as_json else Lines()
     desk.join(person)
     if not as_json:
         click.echo(HELP, err=True)
@@ -282,41 +195,41 @@ def _session(desk: Desk, person: str, more: bool, run: str, as_json: bool) -> in
     return code
 
 
-def _ask(desk: Desk, person: str, more: bool, view: _View) -> None:
+def _ask(desk: Desk, person: str, more: bool, view: View) -> None:
     again: Task | None = None
     while True:
         pending = [again] if again else desk.pending(person, more)
         if not pending:
             view.said("done", "nothing is left to rank; undo takes the last answer back, Enter ends")
-            again = _undo(desk, person, view) if _read() == "undo" else None
+            again = _undo(desk, person, view) if read_line() == "undo" else None
             if again is None:
                 return
         else:
-            answered = _answer(desk, person, pending[0], _show(desk, person, pending[0], view), view)
+            _show(desk, person, pending[0], view)
+            answered = _answer(desk, person, pending[0], view)
             if answered is None:
                 return
             again = answered if answered is not pending[0] else None
 
 
-def _show(desk: Desk, person: str, task: Task, view: _View) -> list[int]:
-    """Show a question, and say in which order its answers stand."""
+def _show(desk: Desk, person: str, task: Task, view: View) -> None:
+    """Show a question, with its answers in the order of this person."""
+    from tutelage.ranking.asking import lettered
     from tutelage.ranking.shapes import text_of
-    from tutelage.ranking.tasks import shown_order
 
     total = len(desk.assigned(person))
     number = total - len(desk.pending(person)) + 1
-    order = shown_order(desk.plan, person, task)
-    answers = {letter: _harmless(task.answers[at]) for letter, at in zip(ascii_lowercase, order, strict=False)}
-    view.question(number, max(number, total), _harmless(text_of(task.prompt)), answers)
-    return order
+    answers = {letter: harmless(text) for letter, text in lettered(desk, person, task).items()}
+    view.question(number, max(number, total), harmless(text_of(task.prompt)), answers)
 
 
-def _answer(desk: Desk, person: str, task: Task, order: list[int], view: _View) -> Task | None:
+def _answer(desk: Desk, person: str, task: Task, view: View) -> Task | None:
     """Read lines until one answers the question: then the question; after `undo` the one to ask again; None to stop."""
     from tutelage.errors import TutelageError
+    from tutelage.ranking.asking import judge_typed
 
     began = time.monotonic()
-    while (line := _read()) is not None:
+    while (line := read_line()) is not None:
         word = line.lower()
         if word in ("quit", "q", "exit"):
             return None
@@ -328,7 +241,7 @@ def _answer(desk: Desk, person: str, task: Task, order: list[int], view: _View) 
             elif line.startswith("?"):
                 _comment(desk, person, task, line[1:].strip(), view)
             elif line:
-                _judge(desk, person, task, order, word, round(time.monotonic() - began, 1))
+                judge_typed(desk, person, task, word, round(time.monotonic() - began, 1))
                 view.said("saved", "saved")
                 return task
         except ValueError as error:
@@ -340,7 +253,7 @@ def _answer(desk: Desk, person: str, task: Task, order: list[int], view: _View) 
     return None
 
 
-def _undo(desk: Desk, person: str, view: _View) -> Task | None:
+def _undo(desk: Desk, person: str, view: View) -> Task | None:
     taken = desk.undo(person)
     if taken is None:
         view.said("problem", "there is nothing to take back")
@@ -349,42 +262,9 @@ def _undo(desk: Desk, person: str, view: _View) -> Task | None:
     return taken
 
 
-def _judge(desk: Desk, person: str, task: Task, order: list[int], word: str, seconds: float) -> None:
-    """Note an order, `bad` or `skip`. Raises ValueError with a sentence for anything else."""
-    from tutelage.ranking.orders import parse_order
-
-    if word == "bad" or word == "skip":
-        desk.judge(person, task, "bad" if word == "bad" else "skip", seconds=seconds)
-        return
-    typed = parse_order(word, len(order))
-    ranks = [0.0] * len(order)
-    for at, rank in zip(order, typed, strict=True):
-        ranks[at] = float(rank)
-    desk.judge(person, task, "ranking", ranks, seconds)
-
-
-def _comment(desk: Desk, person: str, task: Task, text: str, view: _View) -> None:
+def _comment(desk: Desk, person: str, task: Task, text: str, view: View) -> None:
     if text:
         desk.comment(person, task, text)
         view.said("noted", "noted")
     else:
         view.said("help", HELP)
-
-
-def _harmless(text: str) -> str:
-    """Text without control characters, which could make a terminal show something else."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "�" for character in text)
-
-
-def _read() -> str | None:
-    """The next line of a person or of a pipe; None at its end, or when the terminal is gone."""
-    terminal = sys.stdin.isatty()
-    if terminal:
-        import contextlib
-
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 - importing it gives input() line editing
-    try:
-        return input("best to worst> " if terminal else "").strip()
-    except (EOFError, OSError):
-        return None

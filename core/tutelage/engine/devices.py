@@ -12,6 +12,9 @@ import torch
 from tutelage.errors import Problem, TutelageError
 from tutelage.recipe import Trainer
 
+NODES = "TUTELAGE_NODES"
+"The variable in which a launcher says on how many machines a run is; `trainer.devices` counts those of each."
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -21,6 +24,13 @@ class Devices:
     count: int
     strategy: Literal["single", "ddp", "fsdp"]
     precision: Literal["bf16", "fp32"]
+    nodes: int = 1
+    "Machines, each with `count` devices."
+
+    @property
+    def world(self) -> int:
+        """Devices of all machines."""
+        return self.nodes * self.count
 
     @property
     def frozen_dtype(self) -> torch.dtype:
@@ -49,7 +59,8 @@ def choose_devices(settings: Trainer, place: str) -> Devices:
         wrong = f"{count} devices are asked for and this machine has {available} ({accelerator})"
         problems.append(Problem(place=f"{place}.devices", wrong=wrong, fix=f"use at most {available}, or auto"))
     strategy: Literal["single", "ddp", "fsdp"] = "single"
-    if count > 1:
+    nodes = int(os.environ.get(NODES, "1"))
+    if nodes * count > 1:
         strategy = "fsdp" if settings.strategy == "fsdp" else "ddp"
     elif settings.strategy == "fsdp":
         wrong = "fsdp shards a model over devices and there is one device"
@@ -62,7 +73,7 @@ def choose_devices(settings: Trainer, place: str) -> Devices:
         problems.append(Problem(place=f"{place}.precision", wrong=wrong, fix="use precision: fp32, or auto"))
     if problems:
         raise TutelageError(problems)
-    return Devices(accelerator, count, strategy, precision)
+    return Devices(accelerator, count, strategy, precision, nodes)
 
 
 def _accelerator(settings: Trainer, place: str, problems: list[Problem]) -> Literal["cpu", "cuda", "mps"]:
@@ -98,7 +109,7 @@ def micro_batch_tokens(settings: Trainer, devices: Devices) -> int:
     if settings.tokens_per_micro_batch != "auto":
         return settings.tokens_per_micro_batch
     most = 8192 if devices.accelerator == "cuda" else 1024
-    return min(most, max(settings.max_length, -(-settings.tokens_per_step // devices.count)))
+    return min(most, max(settings.max_length, -(-settings.tokens_per_step // devices.world)))
 
 
 def peak_memory_gib(accelerator: str) -> float:

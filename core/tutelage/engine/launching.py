@@ -1,29 +1,48 @@
 """One process per device, started by torchrun; this process follows their events and ends them when it must end.
 
+On several machines, torchrun is started once on each by the command that the launcher names in `TUTELAGE_SPREAD`, and
+all meet at this process. The run's folder must be on a disk that all of them see.
+
 No process outlives this one: on Linux the kernel kills them with their parent, so a run that was killed is never
 written by leftovers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from tutelage.engine.context import StageContext
+from tutelage.engine.devices import NODES, Devices
 from tutelage.engine.interrupts import Interrupts
 from tutelage.errors import Problem, RunFailed, RunStopped, RunWaiting, TutelageError
 from tutelage.phase import Artifact
+from tutelage.runs.files import write_atomically
 from tutelage.runs.folder import EVENTS, RunFolder
 
-OUTCOME = "outcome.json"
+OUTCOME, STOP = "outcome.json", "stop"
+
+SPREAD = "TUTELAGE_SPREAD"
+"The variable that holds the words (a JSON list) before a command that run it once on each of the run's machines."
+
+HOST = "TUTELAGE_HOST"
+"The variable that says by which name the other machines reach this one, where its host name won't do."
+
+CPUS = "TUTELAGE_CPUS"
+"The variable in which a launcher says how many cores of each machine a run may use."
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -40,7 +59,9 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 
 def run_in_processes(context: StageContext) -> Artifact:
-    """Run a stage on several devices. Out of memory starts it again from its last checkpoint with half the micro-batch.
+    """Run a stage on several devices, of this machine or of several.
+
+    Out of memory starts it again from its last checkpoint with half the micro-batch.
 
     Raises:
         TutelageError: what a process raised.
@@ -68,11 +89,48 @@ def _launch(context: StageContext, limit: int) -> Outcome:
     ranks.mkdir(exist_ok=True)
     for left in ranks.iterdir():
         left.unlink()
-    count = context.devices.count
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    command += ["-m", "tutelage.engine.worker", str(context.run.path), context.stage.name, str(limit)]
-    threads = max(1, (os.cpu_count() or 1) // count)
-    environment = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
+    devices = context.devices
+    with _meeting(devices) as meeting:
+        command = [*_spread(devices), sys.executable, "-m", "torch.distributed.run", *meeting]
+        command += [f"--nproc-per-node={devices.count}", "-m", "tutelage.engine.worker"]
+        return _run([*command, str(context.run.path), context.stage.name, str(limit)], context, ranks)
+
+
+def _spread(devices: Devices) -> list[str]:
+    """The words before a command that run it once on each machine; none where there is one machine."""
+    if devices.nodes == 1:
+        return []
+    try:
+        return msgspec.json.decode(os.environ.get(SPREAD, ""), type=list[str])
+    except msgspec.MsgspecError:
+        wrong = f"{NODES} says {devices.nodes} and {SPREAD} is not a JSON list of words"
+        raise TutelageError.at(SPREAD, wrong, "have it name the command that runs what follows it on each") from None
+
+
+@contextlib.contextmanager
+def _meeting(devices: Devices) -> Iterator[list[str]]:
+    """How torchrun's processes find each other: of several machines, at a store that this process holds meanwhile."""
+    if devices.nodes == 1:
+        yield ["--standalone"]
+        return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host = os.environ.get(HOST) or socket.gethostname()
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    place = [f"--rdzv-endpoint={host}:{store.port}", "--rdzv-conf=is_host=0", f"--rdzv-id={uuid.uuid4().hex}"]
+    yield [f"--nnodes={devices.nodes}", "--rdzv-backend=c10d", *place]
+
+
+def _threads(devices: Devices) -> dict[str, str]:
+    """Each process gets its share of the cores that the run may use, unless a person said otherwise."""
+    allotted = os.environ.get(CPUS)
+    if allotted is None and "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, int(allotted or os.cpu_count() or 1) // devices.count))}
+
+
+def _run(command: list[str], context: StageContext, ranks: Path) -> Outcome:
+    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, **_threads(context.devices)}
     log = context.folder / "processes.log"
     interrupts = Interrupts()
     with log.open("ab") as output, _Follower(context.run):
@@ -86,7 +144,7 @@ def _launch(context: StageContext, limit: int) -> Outcome:
         )
         interrupts.install()
         try:
-            code = _wait(process, interrupts, ranks)
+            code = _wait(process, interrupts, ranks, elsewhere=context.devices.nodes > 1)
         finally:
             interrupts.remove()
             if process.poll() is None:
@@ -105,7 +163,7 @@ def _launch(context: StageContext, limit: int) -> Outcome:
     )
 
 
-def _wait(process: subprocess.Popen[bytes], interrupts: Interrupts, ranks: Path) -> int:
+def _wait(process: subprocess.Popen[bytes], interrupts: Interrupts, ranks: Path, *, elsewhere: bool) -> int:
     """Wait for the processes; hand the first signal on to each, so that they save and stop."""
     told = False
     while True:
@@ -113,7 +171,7 @@ def _wait(process: subprocess.Popen[bytes], interrupts: Interrupts, ranks: Path)
             return process.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
             if interrupts.received is not None and not told:
-                told = _tell(ranks, interrupts.received)
+                told = (_tell_elsewhere if elsewhere else _tell)(ranks, interrupts.received)
                 if not told:
                     process.terminate()
 
@@ -127,6 +185,25 @@ def _tell(ranks: Path, number: int) -> bool:
         except (OSError, ValueError):
             continue
     return told
+
+
+def _tell_elsewhere(ranks: Path, number: int) -> bool:
+    """Processes of other machines are told by a file, which `obey` looks for."""
+    if not any(ranks.glob("rank-*.json")):
+        return False
+    write_atomically(ranks / STOP, str(number))
+    return True
+
+
+def obey(ranks: Path) -> None:
+    """Have this process get the signal that it is to be told from another machine, when the time comes."""
+
+    def look() -> None:
+        while not (ranks / STOP).exists():
+            time.sleep(0.5)
+        os.kill(os.getpid(), int((ranks / STOP).read_text()))
+
+    threading.Thread(target=look, name="tutelage-obey", daemon=True).start()
 
 
 def die_with_parent() -> None:

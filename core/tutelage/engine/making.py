@@ -251,7 +251,7 @@ class _Progress:
                 examples=items,
                 resumed_from=made,
                 device=devices.accelerator,
-                devices=devices.count,
+                devices=devices.world,
                 precision=devices.precision,
             )
 

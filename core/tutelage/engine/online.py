@@ -17,6 +17,7 @@ from msgspec import Meta
 from tutelage.config import Config, join
 from tutelage.errors import Problem
 from tutelage.formats import Continuation, Conversation, Prompted, Record
+from tutelage.marks import MODEL, asks_for
 from tutelage.phase import Artifact, Phase
 from tutelage.reward import Weighted, rewards_of, unscorable
 
@@ -36,6 +37,7 @@ class OnlineConfig(Config):
 
     reward_model: Annotated[
         str,
+        MODEL,
         Meta(
             description="The reward model: `stage:NAME`, or a folder that such a stage left. On the base that this "
             "stage starts from, it is held as an adapter of it."
@@ -43,10 +45,12 @@ class OnlineConfig(Config):
     ] = ""
     rewards: Annotated[
         list[dict[str, Any] | str],
+        asks_for("reward"),
         Meta(description="Further rewards, each with its weight: [{kind: length, weight: 0.1, …}, …]; they add up."),
     ] = []
     held_out_rewards: Annotated[
         list[dict[str, Any] | str],
+        asks_for("reward"),
         Meta(
             description="Rewards that are watched but not learnt from: that they fall while the reward rises is told."
         ),

@@ -61,8 +61,9 @@ class _Findings:
 class _StageCheck:
     """Everything about one stage."""
 
-    def __init__(self, found: _Findings, resolved: Resolved, stage: Stage, host: Host) -> None:
+    def __init__(self, found: _Findings, resolved: Resolved, stage: Stage, host: Host, here: bool) -> None:
         self.found = found
+        self.here = here
         self.resolved = resolved
         self.stage = stage
         self.host = host
@@ -75,7 +76,9 @@ class _StageCheck:
         missing = self.adapter.missing()
         if missing:
             self.found.add(f"{self.place}.adapter", missing)
-        devices = self.found.attempt(choose_devices, self.stage.trainer, f"{self.place}.trainer")
+        devices = None
+        if self.here:
+            devices = self.found.attempt(choose_devices, self.stage.trainer, f"{self.place}.trainer")
         located = self.found.attempt(foreseen_model, self.resolved, self.stage, self.host)
         tokenizer = model = None
         if located is not None and self.found.attempt(load_config, located) is not None:
@@ -236,9 +239,13 @@ class _StageCheck:
         self.found.room_needed += room_needed(self.resolved, self.stage, model)
 
 
-def preflight(resolved: Resolved, host: Host, out: Path | None) -> tuple[list[Problem], list[str], dict[str, Any]]:
+def preflight(
+    resolved: Resolved, host: Host, out: Path | None, here: bool = True
+) -> tuple[list[Problem], list[str], dict[str, Any]]:
     """Check a resolved recipe against this machine, its models and its data.
 
+    Args:
+        here: whether it is this machine that will train; if not, its devices and their memory are not looked at.
     Returns:
         problems, notes, and each stage's data report as plain data.
     """
@@ -251,7 +258,7 @@ def preflight(resolved: Resolved, host: Host, out: Path | None) -> tuple[list[Pr
             found.add(f"trackers.{index}", missing)
     for stage in resolved.recipe.stages:
         _governance(found, resolved, stage)
-        _StageCheck(found, resolved, stage, host).run()
+        _StageCheck(found, resolved, stage, host, here).run()
     _room(found, out)
     return found.problems, found.notes, found.data
 
@@ -317,7 +324,7 @@ def memory_needed(resolved: Resolved, stage: Stage, model: nn.Module, devices: D
     held = 0.6 if adapter.loading(devices.frozen_dtype) else devices.frozen_dtype.itemsize
     state = parameters * (16.0 if adapter.artifact == "model" else held)
     if devices.strategy == "fsdp":
-        state /= devices.count
+        state /= devices.world
     described: Any = model
     hidden = int(described.config.get_text_config().hidden_size)
     return state + 2.0 * hidden * min(micro_batch_tokens(stage.trainer, devices), stage.trainer.max_length)

@@ -46,7 +46,7 @@ def _run_stage(context: StageContext) -> None:
     if context.data is not None:
         context.emit("data", report=msgspec.to_builtins(context.data.report))
     with Watch(context.folder / "ranks", context.emit):
-        artifact = run_in_processes(context) if context.devices.count > 1 else context.phase.run(context)
+        artifact = run_in_processes(context) if context.devices.world > 1 else context.phase.run(context)
     run.update_stage(
         name,
         state="succeeded",

@@ -15,6 +15,9 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from tutelage.data.batches import Examples, Plan
@@ -110,6 +113,8 @@ def carry_out(loop: TrainingLoop, keep: Callable[[], Artifact]) -> Artifact:
     trainer = L.Trainer(
         accelerator="gpu" if context.devices.accelerator == "cuda" else context.devices.accelerator,
         devices=context.devices.count,
+        num_nodes=context.devices.nodes,
+        plugins=[_environment(context)],
         strategy=_strategy(context),
         precision=context.devices.lightning_precision,
         max_epochs=1,
@@ -311,7 +316,7 @@ class TrainingLoop(L.Callback):
             parameters=int(base_of(self.learner.model).num_parameters()),
             resumed_from=self.learner.progress.step,
             device=context.devices.accelerator,
-            devices=context.devices.count,
+            devices=context.devices.world,
             strategy=context.devices.strategy,
             precision=context.devices.precision,
             packed=self.learner.packed,
@@ -433,9 +438,14 @@ def _strategy(context: StageContext) -> Strategy | str:
         return DDPStrategy(process_group_backend=backend)
     if devices.strategy == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=devices.count, tensor_parallel_size=1, process_group_backend=backend
+            data_parallel_size=devices.world, tensor_parallel_size=1, process_group_backend=backend
         )
     return "auto"
+
+
+def _environment(context: StageContext) -> ClusterEnvironment:
+    """Said outright: left to itself, Lightning would take a cluster's variables for its own business."""
+    return TorchElasticEnvironment() if context.devices.world > 1 else LightningEnvironment()
 
 
 def _stopped(number: int, context: StageContext) -> RunStopped:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tutelage.engine.launching import OUTCOME, Outcome, die_with_parent
+from tutelage.engine.launching import OUTCOME, Outcome, die_with_parent, obey
 from tutelage.errors import Problem, RunStopped, TutelageError
 from tutelage.plugins import host
 from tutelage.recipe import resolve
@@ -28,9 +28,12 @@ def main() -> int:
     ranks = run.stage_folder(name) / "ranks"
     try:
         from tutelage.engine.context import make_ready
+        from tutelage.engine.devices import NODES
         from tutelage.engine.quiet import quiet_libraries
 
         quiet_libraries()
+        if int(os.environ.get(NODES, "1")) > 1:
+            obey(ranks)
         resolved = resolve(run.recipe, Path(run.record.base), host())
         stage = next(stage for stage in resolved.recipe.stages if stage.name == name)
         context = make_ready(run, resolved, stage, host())

@@ -8,6 +8,7 @@ on how many devices there are (up to the rounding of the model's arithmetic, whi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,41 @@ def answer(
     return [drawn[start : start + samples] for start in range(0, len(drawn), samples)]
 
 
+def draw(
+    model: nn.Module,
+    prompt: list[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seeds: list[int],
+    ends: frozenset[int],
+    pad: int,
+) -> Iterator[list[tuple[int, int]]]:
+    """Draw answers to one prompt as `sample` does, token by token, for those who show them as they grow.
+
+    Closing the iterator stops the model; between two steps it may be used otherwise.
+
+    Args:
+        seeds: of each answer's random numbers; as many answers are drawn.
+    Yields:
+        at each step, the number of each answer that has not ended, with its next token.
+    Raises:
+        TutelageError: when the prompt has no tokens, or the adapter is one that can't be sampled from here.
+    """
+    if not prompt:
+        raise TutelageError.at("the prompt", "is empty", "give the model something to go on from")
+    rule = _Rule(max_new_tokens, 0, temperature, top_p, top_k, ends, pad)
+    steps = _steps(model, [prompt] * len(seeds), seeds, rule)
+    while True:
+        with ready(model), torch.no_grad():
+            step = next(steps, None)
+        if step is None:
+            return
+        yield list(zip(step[0], step[1], strict=True))
+
+
 def ends_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The arguments `ends` and `pad` of `sample` for a model and its tokenizer."""
     ends = end_ids(model, tokenizer)
@@ -163,6 +199,18 @@ def text(tokenizer: PreTrainedTokenizerBase, sampled: Sampled) -> str:
 def _draw(model: nn.Module, prompts: list[list[int]], seeds: list[int], rule: _Rule) -> list[Sampled]:
     """The answers of one batch of prompts, of which equal ones stand side by side."""
     answers = [Sampled() for _ in prompts]
+    for rows, tokens, log_probs in _steps(model, prompts, seeds, rule):
+        for row, token, log_prob in zip(rows, tokens, log_probs, strict=True):
+            answers[row].ids.append(token)
+            answers[row].log_probs.append(log_prob)
+            answers[row].finished = token in rule.ends and len(answers[row].ids) > rule.min_new_tokens
+    return answers
+
+
+def _steps(
+    model: nn.Module, prompts: list[list[int]], seeds: list[int], rule: _Rule
+) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    """Draw a token for every answer that has not ended, again and again: their rows, tokens and log-probabilities."""
     distinct: list[list[int]] = []
     owners = []
     for prompt in prompts:
@@ -174,20 +222,18 @@ def _draw(model: nn.Module, prompts: list[list[int]], seeds: list[int], rule: _R
     uniforms = torch.from_numpy(np.stack([_uniforms(seed, rule) for seed in seeds])).to(state.logits.device)
     rows = list(range(len(prompts)))
     for step in range(rule.max_new_tokens):
-        chosen, log_probs = _choose(state.logits, uniforms[rows, step], rule, may_end=step >= rule.min_new_tokens)
-        for row, token, log_prob in zip(rows, chosen.tolist(), log_probs.tolist(), strict=True):
-            answers[row].ids.append(token)
-            answers[row].log_probs.append(log_prob)
-            answers[row].finished = token in rule.ends and step >= rule.min_new_tokens
-        order = _without_holes([not answers[row].finished for row in rows])
+        may_end = step >= rule.min_new_tokens
+        chosen, log_probs = _choose(state.logits, uniforms[rows, step], rule, may_end=may_end)
+        tokens: list[int] = chosen.tolist()
+        yield rows, tokens, log_probs.tolist()
+        order = _without_holes([not (may_end and token in rule.ends) for token in tokens])
         if not order or step + 1 == rule.max_new_tokens:
-            break
+            return
         if len(order) < len(rows):
             rows = [rows[place] for place in order]
             chosen = chosen[order]
             state.keep(order)
         state.advance(chosen)
-    return answers
 
 
 def _uniforms(seed: int, rule: _Rule) -> Any:

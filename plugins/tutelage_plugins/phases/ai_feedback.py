@@ -10,6 +10,7 @@ from msgspec import Meta
 import tutelage
 from tutelage.errors import Problem
 from tutelage.formats import Prompted, Ranking, Record
+from tutelage.marks import DATA, FILE, MODEL
 from tutelage_plugins.constitutions import asking, constitution_of, named_or, problems_of
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ CAUTIOUS = 0.6
 class AIFeedbackConfig(tutelage.Config):
     """Who judges, by what, and how."""
 
-    constitution: Annotated[str, Meta(description="A YAML file of principles; the one that ships where empty.")] = ""
-    template: Annotated[
-        str, Meta(description="A YAML file with the words of the question; the one that ships where empty.")
+    constitution: Annotated[
+        str, FILE, Meta(description="A YAML file of principles; the one that ships where empty.")
     ] = ""
-    judge: Annotated[str, Meta(description="The model that judges; the stage's own where empty.")] = ""
+    template: Annotated[
+        str, FILE, Meta(description="A YAML file with the words of the question; the one that ships where empty.")
+    ] = ""
+    judge: Annotated[str, MODEL, Meta(description="The model that judges; the stage's own where empty.")] = ""
     principles: Annotated[
         int,
         Meta(ge=1, le=100, description="How many principles each pair is judged by; their labels are averaged."),
@@ -54,7 +57,7 @@ class AIFeedbackConfig(tutelage.Config):
         float, Meta(ge=0.5, lt=1, description="Pairs whose chosen answer is less probable than this are left out.")
     ] = 0.5
     human: Annotated[
-        str, Meta(description="Pairs that people judged (format preference), to measure the judge against.")
+        str, DATA, Meta(description="Pairs that people judged (format preference), to measure the judge against.")
     ] = ""
     batch_size: Annotated[int, Meta(ge=1, le=4096, description="How many questions are asked at a time.")] = 8
 

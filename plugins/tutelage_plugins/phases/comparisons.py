@@ -13,6 +13,7 @@ from msgspec import Meta
 import tutelage
 from tutelage.errors import Problem, RunFailed, TutelageError
 from tutelage.formats import Continuation, Conversation, Prompt, Prompted
+from tutelage.marks import MODEL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +31,7 @@ class ComparisonsConfig(tutelage.Config):
 
     models: Annotated[
         list[str],
+        MODEL,
         Meta(description="Who answers: `stage:NAME`, `run:NAME`, folders …; the stage's own model where empty."),
     ] = []
     samples: Annotated[int, Meta(ge=1, le=1000, description="Answers to each prompt from each model.")] = 4

@@ -10,6 +10,7 @@ from msgspec import Meta
 import tutelage
 from tutelage.errors import Problem
 from tutelage.formats import Continuation, Conversation, Prompted, Record
+from tutelage.marks import FILE
 from tutelage_plugins.constitutions import constitution_of, named_or, problems_of, revising
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 class CritiqueRevisionConfig(tutelage.Config):
     """How answers are drawn and revised."""
 
-    constitution: Annotated[str, Meta(description="A YAML file of principles; the one that ships where empty.")] = ""
+    constitution: Annotated[
+        str, FILE, Meta(description="A YAML file of principles; the one that ships where empty.")
+    ] = ""
     template: Annotated[
-        str, Meta(description="A YAML file with the words of the requests; the one that ships where empty.")
+        str, FILE, Meta(description="A YAML file with the words of the requests; the one that ships where empty.")
     ] = ""
     rounds: Annotated[
         int, Meta(ge=1, le=16, description="How often an answer is revised, each time by another principle.")

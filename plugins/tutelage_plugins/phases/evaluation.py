@@ -12,6 +12,7 @@ from msgspec import Meta
 import tutelage
 from tutelage.errors import Problem, RunFailed
 from tutelage.formats import Continuation, Conversation, Prompted, Record, Text
+from tutelage.marks import DATA, MODEL, asks_for
 from tutelage.reward import Weighted, rewards_of, total, unscorable
 from tutelage.runs.files import write_atomically
 from tutelage_plugins.phases._evaluating import Answered, Read, compare, gather, sections
@@ -43,12 +44,15 @@ class Evaluation(tutelage.Phase):
 
         models: Annotated[
             list[str],
+            MODEL,
             Meta(
                 description="What is compared, the first being what others are held against: `stage:NAME`, or any "
                 "model. By default the recipe's model, unless it is new, and every earlier stage that makes a model."
             ),
         ] = []
-        judge: Annotated[list[Any], Meta(description="Rewards that judge the answers: `[{kind: length, …}, …]`.")] = []
+        judge: Annotated[
+            list[Any], asks_for("reward"), Meta(description="Rewards that judge the answers: `[{kind: length, …}, …]`.")
+        ] = []
         max_new_tokens: Annotated[int, Meta(ge=1, le=100_000, description="Longest answer, in tokens.")] = 128
         temperature: Annotated[
             float, Meta(ge=0, le=10, description="0 takes the likeliest token each time, and then no KL is told.")
@@ -56,7 +60,9 @@ class Evaluation(tutelage.Phase):
         top_p: Annotated[float, Meta(gt=0, le=1, description="Draw from the likeliest tokens of this share.")] = 1.0
         kl: Annotated[bool, Meta(description="Whether to tell each model's KL from the first.")] = True
         text: Annotated[
-            str, Meta(description="Plain general text, to see by its perplexity what skill was lost; a data file.")
+            str,
+            DATA,
+            Meta(description="Plain general text, to see by its perplexity what skill was lost; a data file."),
         ] = ""
         text_tokens: Annotated[int, Meta(ge=64, description="How much of that text is read, in tokens.")] = 8192
         prompts: Annotated[int, Meta(ge=2, description="At most so many prompts, the first ones.")] = 200

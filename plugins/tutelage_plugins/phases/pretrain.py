@@ -10,6 +10,7 @@ from msgspec import Meta
 
 import tutelage
 from tutelage.formats import Text
+from tutelage.marks import MODEL
 from tutelage.scaling import amount
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Pretrain(tutelage.TrainingPhase):
             Meta(ge=259, le=1_000_000, description="Of a new model: tokens that its tokenizer learns from the data."),
         ] = 8192
         tokenizer: Annotated[
-            str, Meta(description="Of a new model: a tokenizer to take instead, a folder's or any model's.")
+            str, MODEL, Meta(description="Of a new model: a tokenizer to take instead, a folder's or any model's.")
         ] = ""
         chat: Annotated[
             bool, Meta(description="Give a tokenizer that is learnt a chat template (ChatML), for stages that follow.")

@@ -14,6 +14,7 @@ import tutelage
 from tutelage.errors import Problem, RunWaiting, TutelageError
 from tutelage.formats import Prompt, Prompted
 from tutelage.formats import Ranking as Ranked
+from tutelage.marks import DATA, asks_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ class RankingConfig(tutelage.Config):
     overlap: Annotated[int, Meta(ge=1, le=1000, description="How many people get each prompt.")] = 1
     gold: Annotated[
         str,
+        DATA,
         Meta(
             description="Rankings that are known to be right (rows of prompt, answers and ranks), to test people with."
         ),
@@ -64,6 +66,7 @@ class RankingConfig(tutelage.Config):
     ] = 0.2
     simulated: Annotated[
         dict[str, Any] | None,
+        asks_for("reward"),
         Meta(
             description="For tests and demonstrations: a reward that ranks instead of people, `{kind: length, noise: "
             "0.5, tie_margin: 0.1}`, or several, `{rewards: [...], noise: 0.5}`; noise and margin in standard "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 import tutelage
+from tutelage.marks import MODEL
 
 if TYPE_CHECKING:
     from tutelage.engine.context import StageContext
@@ -23,7 +24,9 @@ class Model(tutelage.Reward):
     class Config(tutelage.Config):
         """Which model scores."""
 
-        model: Annotated[str, Meta(min_length=1, description="`stage:NAME`, `run:NAME`, a folder or a hub name.")]
+        model: Annotated[
+            str, MODEL, Meta(min_length=1, description="`stage:NAME`, `run:NAME`, a folder or a hub name.")
+        ]
         batch_size: Annotated[int, Meta(ge=1, le=4096, description="Answers that are scored at a time.")] = 16
 
     def __init__(self, config: Any = None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 import tutelage
+from tutelage.marks import OUTPUT
 from tutelage_plugins.trackers._packages import missing_package
 
 
@@ -20,7 +21,9 @@ class TensorBoard(tutelage.Tracker):
     class Config(tutelage.Config):
         """Where the files go."""
 
-        folder: Annotated[str, Meta(description="Where to write; by default `tensorboard` in the stage's folder.")] = ""
+        folder: Annotated[
+            str, OUTPUT, Meta(description="Where to write; by default `tensorboard` in the stage's folder.")
+        ] = ""
 
     @classmethod
     def missing(cls) -> str:

@@ -59,6 +59,7 @@ def transition(session: Session, job: Job, after: str, *, reason: str = "", by: 
         job.started_at = now()
     if after in TERMINAL:
         job.finished_at = now()
+        job.usd = job.spent_usd
     if after not in ON_A_MACHINE:
         job.devices = []
     for name, value in fields.items():

@@ -13,7 +13,7 @@ from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-_JSON = JSON().with_variant(JSONB(), "postgresql")
+_JSON = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 def new_id(kind: str) -> str:
@@ -44,6 +44,9 @@ class Tenant(Table):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(100), unique=True)
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    used: Mapped[float] = mapped_column(default=0.0)
+    "Device seconds of ended attempts, halved every day since `used_at`; what fair shares go by."
+    used_at: Mapped[datetime] = mapped_column(default=now)
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -77,6 +80,8 @@ class StoredFile(Table):
     purpose: Mapped[str] = mapped_column(String(40), default="")
     status: Mapped[str] = mapped_column(String(20), default="uploading")
     details: Mapped[str] = mapped_column(default="")
+    object: Mapped[str] = mapped_column(String(200), default="", index=True)
+    "Where its bytes lie in the storage; files with the same bytes may share them."
     created_at: Mapped[datetime] = mapped_column(default=now)
     expires_at: Mapped[datetime | None]
 
@@ -112,6 +117,8 @@ class Job(Table):
     after: Mapped[list[Any]] = mapped_column(default=list)
     sweep: Mapped[str] = mapped_column(String(64), default="", index=True)
     sweep_index: Mapped[int | None]
+    retry_of: Mapped[str] = mapped_column(String(64), default="")
+    "The job whose run it goes on with."
     attempt: Mapped[int] = mapped_column(default=0)
     retries: Mapped[int] = mapped_column(default=0)
     "Attempts that failed by the machine's fault and were begun anew."
@@ -127,7 +134,9 @@ class Job(Table):
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
     estimate: Mapped[dict[str, Any] | None]
     usd: Mapped[float] = mapped_column(default=0.0)
-    "What it may cost at most while it is queued, what it cost when it has ended."
+    "What it may cost at most until it ends, what it cost when it has ended."
+    spent_usd: Mapped[float] = mapped_column(default=0.0)
+    "What its ended attempts cost."
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
     updated_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]

@@ -140,11 +140,11 @@ def test_a_terminal_that_is_gone_ends_it_quietly(
 def test_panels_on_a_terminal(
     run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tutelage.cli import rank
+    from tutelage.cli import rank_views
 
-    monkeypatch.setattr(rank, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(rank_views, "is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", "60")
-    rank._Lines().question(1, 2, "which [bold]one[/bold]?", {"a": "this", "b": "that"})
+    rank_views.Lines().question(1, 2, "which [bold]one[/bold]?", {"a": "this", "b": "that"})
     shown = capsys.readouterr().out
     assert "which [bold]one[/bold]?" in shown
     assert "─ a ─" in shown

@@ -22,6 +22,10 @@ def turn(text: str) -> list[dict[str, str]]:
     [
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
         ({"chosen": [*ASKED, *turn("b")], "rejected": [*ASKED, *turn("c")]}, "preference"),
+        (
+            {"input": {"messages": ASKED}, "preferred_output": turn("b"), "non_preferred_output": turn("c")},
+            "preference",
+        ),
         ({"prompt": "a", "answers": ["b", "c"], "ranks": [1, 2]}, "ranking"),
         ({"prompt": "a", "answers": ["b", "c"], "made_by": []}, "prompts"),
         ({"prompt": ASKED}, "prompts"),
@@ -40,6 +44,8 @@ def test_a_pair_may_be_text_or_messages_or_whole_conversations():
     whole = Preference().convert({"chosen": [*ASKED, *turn("b")], "rejected": [*ASKED, *turn("c")]})
     assert messages == whole
     assert whole.prompt == ASKED
+    sides = {"preferred_output": turn("b"), "non_preferred_output": turn("c")}
+    assert Preference().convert({"input": {"messages": ASKED, "tools": []}, **sides}) == whole
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,8 @@ def test_a_pair_may_be_text_or_messages_or_whole_conversations():
         ({"prompt": "a", "chosen": "b", "rejected": None}, "rejected is"),
         ({"prompt": [*ASKED, *turn("b")], "chosen": "c", "rejected": "d"}, "ends with the assistant"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "probability": 1.5}, "between 0 and 1"),
+        ({"input": ASKED, "preferred_output": turn("b"), "non_preferred_output": turn("c")}, "input is"),
+        ({"input": {"messages": ASKED}, "preferred_output": turn("b"), "non_preferred_output": turn("b")}, "same"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "finite"),
         (
             {"chosen": [*ASKED, *turn("b")], "rejected": [{"role": "user", "content": "other"}, *turn("c")]},

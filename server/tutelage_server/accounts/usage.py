@@ -1,0 +1,73 @@
+"""What keys used: requests are counted in memory and kept every few seconds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from datetime import datetime
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from tutelage_server.accounts.caller import Caller
+from tutelage_server.accounts.limits import month_of
+from tutelage_server.store.store import Store, StoreUnavailable
+from tutelage_server.store.tables import Key, Usage, now
+
+
+def add_usage(
+    session: Session,
+    tenant_id: str,
+    key_id: str,
+    *,
+    requests: int = 0,
+    jobs: int = 0,
+    gpu_seconds: float = 0.0,
+    usd: float = 0.0,
+    at: datetime | None = None,
+) -> None:
+    """Add to what a key used this month (or in the month of `at`), in the caller's transaction."""
+    month = month_of(at)
+    row = session.get(Usage, (tenant_id, month, key_id), with_for_update=True)
+    if row is None:
+        row = Usage(tenant_id=tenant_id, month=month, key_id=key_id, requests=0, jobs=0, gpu_seconds=0.0, usd=0.0)
+        session.add(row)
+    row.requests += requests
+    row.jobs += jobs
+    row.gpu_seconds += gpu_seconds
+    row.usd += usd
+    session.flush()
+
+
+class Meter:
+    """Counts requests of keys."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def count(self, caller: Caller) -> None:
+        """Count one request."""
+        with self._lock:
+            who = (caller.tenant_id, caller.key_id)
+            self._counts[who] = self._counts.get(who, 0) + 1
+
+    def keep(self) -> None:
+        """Write the counts to the store; while it can't be reached they stay here for the next time."""
+        with self._lock:
+            counts, self._counts = self._counts, {}
+        if not counts:
+            return
+        try:
+            with self._store.deciding("usage") as session:
+                for (tenant_id, key_id), requests in counts.items():
+                    add_usage(session, tenant_id, key_id, requests=requests)
+                    session.execute(update(Key).where(Key.id == key_id).values(last_used_at=now()))
+        except StoreUnavailable:
+            self._give_back(counts.items())
+
+    def _give_back(self, counts: Iterable[tuple[tuple[str, str], int]]) -> None:
+        with self._lock:
+            for who, requests in counts:
+                self._counts[who] = self._counts.get(who, 0) + requests

@@ -1,0 +1,173 @@
+"""From nothing to a tuned model over HTTP: a real server, the command line, and a server that is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from serving import Served, start
+
+pytestmark = pytest.mark.slow
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "saw"]
+TUTELAGE = [sys.executable, "-m", "tutelage"]
+
+
+def write_recipe(folder: Path, steps: int) -> Path:
+    """Pretrains a model of two layers on a few words, then tunes it with LoRA."""
+    chance = random.Random(0)
+    folder.mkdir()
+    (folder / "text.txt").write_text("\n\n".join(" ".join(chance.choices(WORDS, k=12)) for _ in range(80)))
+    with (folder / "rows.jsonl").open("w") as file:
+        for _ in range(60):
+            asked = chance.choices(WORDS, k=5)
+            file.write(json.dumps({"prompt": " ".join(asked), "completion": f" {asked[0]}"}) + "\n")
+    trainer = {"tokens_per_step": 256, "precision": "fp32", "devices": 1, "rehearsal": False}
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    stages = [
+        {
+            "name": "read",
+            "phase": {"kind": "pretrain", "shape": shape, "vocabulary": 280},
+            "data": "text.txt",
+            "trainer": {**trainer, "max_length": 32, "max_steps": 5},
+        },
+        {
+            "name": "tune",
+            "phase": "sft",
+            "adapter": {"kind": "lora", "rank": 4},
+            "data": "rows.jsonl",
+            "trainer": {**trainer, "max_length": 64, "max_steps": steps},
+        },
+    ]
+    recipe = folder / "recipe.json"
+    recipe.write_text(json.dumps({"name": "tiny", "model": "new", "stages": stages}))
+    return recipe
+
+
+class Place:
+    """Somebody's folder, and the commands that they type there."""
+
+    def __init__(self, folder: Path, server: Served) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.environment = {**os.environ, "TUTELAGE_CONFIG": str(server.config), "OMP_NUM_THREADS": "1"}
+        self.environment.pop("TUTELAGE_RUNS", None)
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*TUTELAGE, *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str | Path, code: int = 0) -> str:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == code, err + out
+        return out
+
+
+def stop(server: Served) -> None:
+    if server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(30)
+    if server.process.stdout:
+        server.process.stdout.close()
+
+
+def first_step(process: subprocess.Popen[str]) -> list[dict]:
+    """The events that a following command printed, until a step is among them."""
+    seen: list[dict] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen.append(json.loads(line))
+        if seen[-1].get("kind") == "step":
+            return seen
+    raise AssertionError(process.communicate()[1])
+
+
+def test_submit_follow_brings_back_a_tuned_model_though_the_server_is_killed(tmp_path):
+    server = start(tmp_path)
+    here = Place(tmp_path / "mine", server)
+    recipe = write_recipe(tmp_path / "recipe", steps=400)
+    try:
+        following = here.start("submit", recipe, "--follow", "--json")
+        seen = first_step(following)
+        job = seen[0]["id"]
+        port = int(server.url.rpartition(":")[2])
+        server.kill()
+        time.sleep(1)
+        stop(server)
+        server = start(tmp_path, port=port)
+        out, err = following.communicate(timeout=300)
+        assert following.returncode == 0, err
+        lines = seen + [json.loads(line) for line in out.splitlines()]
+        events = [line for line in lines if "number" in line]
+        assert [event["number"] for event in events] == list(range(1, len(events) + 1))
+        tuned = [
+            event["data"]["step"] for event in events if event["kind"] == "step" and event["data"]["stage"] == "tune"
+        ]
+        assert tuned == list(range(1, 401))  # not begun anew: each step was done once
+        assert lines[-2]["state"] == "succeeded"
+        assert Path(lines[-1]["folder"]) == here.folder / "runs" / "tiny"
+        assert json.loads(here.run("jobs", "show", job, "--json"))["attempt"] == 1
+    finally:
+        stop(server)
+    there = server.home / "jobs"
+    there.rename(tmp_path / "gone")  # what was fetched needs nothing of the server's
+    answer = here.run("generate", "tiny", "--prompt", "the cat sat on a", "--json")
+    assert json.loads(answer.splitlines()[-1])
+
+    from peft import AutoPeftModelForCausalLM
+
+    loaded = AutoPeftModelForCausalLM.from_pretrained(here.folder / "runs" / "tiny" / "stages" / "tune" / "adapter")
+    assert sum("lora" in name for name, _ in loaded.named_parameters()) > 0
+
+
+def test_ctrl_c_leaves_a_job_that_goes_on(tmp_path):
+    server = start(tmp_path)
+    here = Place(tmp_path / "mine", server)
+    recipe = write_recipe(tmp_path / "recipe", steps=300)
+    try:
+        following = here.start("submit", recipe, "--follow", "--json")
+        job = first_step(following)[0]["id"]
+        following.send_signal(signal.SIGINT)
+        _, err = following.communicate(timeout=60)
+        assert following.returncode == 130
+        assert f"tutelage jobs events -f {job}" in err
+        assert json.loads(here.run("jobs", "show", job, "--json"))["state"] in ("running", "succeeded")
+        here.run("jobs", "wait", job)
+        assert "tune: step 300/300" in here.run("jobs", "logs", job) or "300" in here.run("jobs", "logs", job)
+        here.run("jobs", "artifacts", "get", job)
+        assert (here.folder / "runs" / "tiny" / "stages" / "tune" / "adapter" / "adapter_model.safetensors").is_file()
+    finally:
+        stop(server)
+
+
+def test_a_job_that_fails_or_is_cancelled_says_so_by_its_exit_code(tmp_path):
+    server = start(tmp_path)
+    here = Place(tmp_path / "mine", server)
+    recipe = write_recipe(tmp_path / "recipe", steps=100_000)
+    try:
+        following = here.start("submit", recipe, "--follow", "--json")
+        job = first_step(following)[0]["id"]
+        here.run("jobs", "cancel", job)
+        _, err = following.communicate(timeout=120)
+        assert following.returncode == 4, err
+        out = here.run("submit", recipe, "--set", "stages.tune.trainer.learning_rate=10", "--minutes", "1")
+        here.run("jobs", "cancel", out.strip())
+        assert here.run("jobs", "wait", job, out.strip(), code=4) == ""
+    finally:
+        stop(server)
