@@ -127,7 +127,7 @@ def test_submit_follow_brings_back_a_tuned_model_though_the_server_is_killed(tmp
         stop(server)
     there = server.home / "jobs"
     there.rename(tmp_path / "gone")  # what was fetched needs nothing of the server's
-    answer = here.run("generate", "tiny", "--prompt", "the cat sat on a", "--json")
+    answer = here.run("generate", "tiny", "--prompt", "the cat sat on a", "--max-new-tokens", "8", "--json")
     assert json.loads(answer.splitlines()[-1])
 
     from peft import AutoPeftModelForCausalLM
