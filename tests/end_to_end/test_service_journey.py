@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import Served, start
@@ -51,6 +53,49 @@ def write_recipe(folder: Path, steps: int) -> Path:
     return recipe
 
 
+class Command:
+    """A command that runs; what it prints goes to files, which are read as often as one likes."""
+
+    def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self._folder = Path(tempfile.mkdtemp(dir=folder.parent))
+        with (self._folder / "out").open("w") as out, (self._folder / "err").open("w") as err:
+            self.process = subprocess.Popen(
+                arguments,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    @property
+    def out(self) -> str:
+        return (self._folder / "out").read_text()
+
+    @property
+    def err(self) -> str:
+        return (self._folder / "err").read_text()
+
+    @property
+    def lines(self) -> list[Any]:
+        """Whole lines of JSON."""
+        return [json.loads(line) for line in self.out.splitlines(keepends=True) if line.endswith("\n")]
+
+    def wait(self) -> int:
+        return self.process.wait(300)
+
+    def until_a_step(self) -> str:
+        """Wait until the job that it follows has done a step of its last stage; the job's id."""
+        until = time.monotonic() + 120
+        while time.monotonic() < until and self.process.poll() is None:
+            told = [line["data"] for line in self.lines if line.get("kind") == "step"]
+            if any(data["stage"] == "tune" for data in told):
+                return str(self.lines[0]["id"])
+            time.sleep(0.1)
+        raise AssertionError(self.err + self.out)
+
+
 class Place:
     """Somebody's folder, and the commands that they type there."""
 
@@ -60,23 +105,13 @@ class Place:
         self.environment = {**os.environ, "TUTELAGE_CONFIG": str(server.config), "OMP_NUM_THREADS": "1"}
         self.environment.pop("TUTELAGE_RUNS", None)
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*TUTELAGE, *map(str, arguments)],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, *arguments: str | Path) -> Command:
+        return Command([*TUTELAGE, *map(str, arguments)], self.folder, self.environment)
 
     def run(self, *arguments: str | Path, code: int = 0) -> str:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == code, err + out
-        return out
+        command = self.start(*arguments)
+        assert command.wait() == code, command.err + command.out
+        return command.out
 
 
 def stop(server: Served) -> None:
@@ -87,33 +122,20 @@ def stop(server: Served) -> None:
         server.process.stdout.close()
 
 
-def first_step(process: subprocess.Popen[str]) -> list[dict]:
-    """The events that a following command printed, until a step is among them."""
-    seen: list[dict] = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        seen.append(json.loads(line))
-        if seen[-1].get("kind") == "step":
-            return seen
-    raise AssertionError(process.communicate()[1])
-
-
 def test_submit_follow_brings_back_a_tuned_model_though_the_server_is_killed(tmp_path):
     server = start(tmp_path)
     here = Place(tmp_path / "mine", server)
     recipe = write_recipe(tmp_path / "recipe", steps=400)
     try:
         following = here.start("submit", recipe, "--follow", "--json")
-        seen = first_step(following)
-        job = seen[0]["id"]
+        job = following.until_a_step()
         port = int(server.url.rpartition(":")[2])
         server.kill()
         time.sleep(1)
         stop(server)
         server = start(tmp_path, port=port)
-        out, err = following.communicate(timeout=300)
-        assert following.returncode == 0, err
-        lines = seen + [json.loads(line) for line in out.splitlines()]
+        assert following.wait() == 0, following.err
+        lines = following.lines
         events = [line for line in lines if "number" in line]
         assert [event["number"] for event in events] == list(range(1, len(events) + 1))
         tuned = [
@@ -142,14 +164,14 @@ def test_ctrl_c_leaves_a_job_that_goes_on(tmp_path):
     recipe = write_recipe(tmp_path / "recipe", steps=300)
     try:
         following = here.start("submit", recipe, "--follow", "--json")
-        job = first_step(following)[0]["id"]
-        following.send_signal(signal.SIGINT)
-        _, err = following.communicate(timeout=60)
-        assert following.returncode == 130
-        assert f"tutelage jobs events -f {job}" in err
+        job = following.until_a_step()
+        following.process.send_signal(signal.SIGINT)
+        assert following.wait() == 130
+        assert f"tutelage jobs events -f {job}" in following.err
         assert json.loads(here.run("jobs", "show", job, "--json"))["state"] in ("running", "succeeded")
         here.run("jobs", "wait", job)
-        assert "tune: step 300/300" in here.run("jobs", "logs", job) or "300" in here.run("jobs", "logs", job)
+        log = [json.loads(line) for line in here.run("jobs", "logs", job).splitlines()]
+        assert [line["step"] for line in log if line.get("event") == "step"][-1] == 300
         here.run("jobs", "artifacts", "get", job)
         assert (here.folder / "runs" / "tiny" / "stages" / "tune" / "adapter" / "adapter_model.safetensors").is_file()
     finally:
@@ -162,10 +184,9 @@ def test_a_job_that_fails_or_is_cancelled_says_so_by_its_exit_code(tmp_path):
     recipe = write_recipe(tmp_path / "recipe", steps=100_000)
     try:
         following = here.start("submit", recipe, "--follow", "--json")
-        job = first_step(following)[0]["id"]
+        job = following.until_a_step()
         here.run("jobs", "cancel", job)
-        _, err = following.communicate(timeout=120)
-        assert following.returncode == 4, err
+        assert following.wait() == 4, following.err
         out = here.run("submit", recipe, "--set", "stages.tune.trainer.learning_rate=10", "--minutes", "1")
         here.run("jobs", "cancel", out.strip())
         assert here.run("jobs", "wait", job, out.strip(), code=4) == ""

@@ -184,11 +184,11 @@ def _review(task: ReviewTask) -> Any:
             state = review.decide(task.data, task.who, task.decisions)
         if task.sign:
             review.sign(task.data, task.who)
-    elif review.record_path(task.data).exists():
-        state = review.state(task.data)
-    else:
-        state = review.State(pending=[], decided={}, entries=[])
     found = review.verify(task.data)
+    if found.entries:
+        state = review.state(task.data)
+    else:  # there is no record, or it was tampered with
+        state = review.State(pending=[], decided={}, entries=[])
     pending = [
         {
             "row": each.item.row,

@@ -64,13 +64,11 @@ def events(client: Client, job_id: str, after: int = 0) -> Iterator[dict[str, An
 
 def so_far(client: Client, job_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
     """A job's events up to now."""
-    last = int(client.get(_place(job_id))["events"])
-    if after >= last:
-        return
-    for event in events(client, job_id, after):
-        yield event
-        if event["number"] >= last:
-            return
+    start: int | None = after
+    while start is not None:
+        page = client.get(f"{_place(job_id)}/events", after=start)
+        yield from page["items"]
+        start = page["next"]
 
 
 @contextlib.contextmanager
@@ -86,17 +84,25 @@ def shown(as_json: bool) -> Iterator[Show]:
         yield lambda event: show(as_run_event(event))
 
 
-def told(job: Job) -> None:
+def told(job: Job, commands: bool = True) -> None:
     """How a job ended, and what to do now, for people."""
     from tutelage_server.cli.job_pages import next_commands
 
     reason = f": {job['reason']}" if job.get("reason") else ""
-    say(f"{job['name']} ({job['id']}) {_ENDS.get(job['state'], job['state'])}{reason}")
-    for command in next_commands(job):
+    say(f"{job['name']} ({job['id']}) {_told(job['state'])}{reason}")
+    for command in next_commands(job) if commands else []:
         say(f"  {command}")
 
 
-_ENDS = {"waiting": "waits for people", "cancelled": "was cancelled"}
+def _told(state: Any) -> str:
+    """A job's state as what is said of it."""
+    words = {
+        "waiting": "waits for people",
+        "cancelled": "was cancelled",
+        "succeeded": "has succeeded",
+        "failed": "has failed",
+    }
+    return words.get(state, f"is {state}")
 
 
 def as_run_event(event: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def as_run_event(event: dict[str, Any]) -> dict[str, Any]:
     if event["kind"] != "state":
         return {**data, "event": event["kind"], "time": event["at"]}
     reason = f": {data['reason']}" if data.get("reason") else ""
-    return {"event": "notice", "time": event["at"], "text": f"the job is {data.get('to')}{reason}"}
+    return {"event": "notice", "time": event["at"], "text": f"the job {_told(data.get('to'))}{reason}"}
 
 
 def _patient(client: Client, error: Exception, since: float | None) -> float:

@@ -106,7 +106,8 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 def _where(job: Job) -> str:
     wanted = job.get("resources") or {}
-    parts = [f"{wanted[name]} {name}" for name in ("nodes", "gpus", "cpus") if wanted.get(name)]
+    names = {"nodes": "nodes", "gpus": "GPUs", "cpus": "cores"}
+    parts = [f"{shown}: {wanted[name]}" for name, shown in names.items() if wanted.get(name)]
     return ", ".join([job["launcher"], *parts])
 
 

@@ -152,7 +152,7 @@ def _asks(verb: str, text: str) -> click.Command:
 jobs.add_command(_asks("cancel", "End JOBs for good; one that runs is asked to save and stop first."))
 jobs.add_command(_asks("pause", "Let JOBs save and stop, and give back their devices, until they are resumed."))
 jobs.add_command(_asks("resume", "Let JOBs go on: paused ones, and those that waited for people who are done."))
-jobs.add_command(_asks("retry", "Begin failed or cancelled JOBs anew, as new jobs with the same recipe."))
+jobs.add_command(_asks("retry", "Make new jobs of failed or cancelled JOBs, which go on from their last checkpoints."))
 
 
 @jobs.command()

@@ -231,8 +231,9 @@ def _stay(client: Client, job_id: str, fetch: bool, as_json: bool) -> int:
             job = follow(client, job_id, show)
         if as_json:
             print_json(job)
-        told(job)
-        if fetch and job["state"] == "succeeded":
+        fetch = fetch and job["state"] == "succeeded"
+        told(job, commands=not fetch)
+        if fetch:
             folder = fetch_run(client, job)
             if as_json:
                 print_json({"job": job["id"], "folder": str(folder)})

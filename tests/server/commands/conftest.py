@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +47,7 @@ class Running:
     key: str
     store: Store
     settings: Settings
+    tenant: str = ""
 
     def client(self, **options: Any) -> Client:
         return Client(KnownServer(url=self.url, key=self.key), **{"patience": 5.0, **options})
@@ -75,24 +77,32 @@ def tutelage(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return run
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    """A server whose key the command line knows; nothing runs its jobs."""
-    settings, store = make_settings(tmp_path), make_store(tmp_path)
+@pytest.fixture(scope="session")
+def listening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server for all tests (what checks recipes takes seconds to start); nothing runs its jobs."""
+    folder = tmp_path_factory.mktemp("server")
+    settings, store = make_settings(folder), make_store(folder)
     config = uvicorn.Config(create_app(settings, store), host="127.0.0.1", port=0, log_level="warning")
-    listening = uvicorn.Server(config)
-    thread = threading.Thread(target=listening.run, daemon=True)
+    serving = uvicorn.Server(config)
+    thread = threading.Thread(target=serving.run, daemon=True)
     thread.start()
     until = time.monotonic() + 20
-    while not listening.started and time.monotonic() < until:
+    while not serving.started and time.monotonic() < until:
         time.sleep(0.01)
-    port = listening.servers[0].sockets[0].getsockname()[1]
-    running = Running(f"http://127.0.0.1:{port}", make_key(store), store, settings)
-    remember(running.url, running.key)
-    yield running
-    listening.should_exit = True
+    port = serving.servers[0].sockets[0].getsockname()[1]
+    yield Running(f"http://127.0.0.1:{port}", "", store, settings)
+    serving.should_exit = True
     thread.join(20)
     store.close()
+
+
+@pytest.fixture
+def server(listening: Running) -> Running:
+    """The server, with a tenant of the test's own, whose key the command line knows."""
+    tenant = uuid.uuid4().hex
+    mine = Running(listening.url, make_key(listening.store, tenant), listening.store, listening.settings, tenant)
+    remember(mine.url, mine.key)
+    return mine
 
 
 @dataclass

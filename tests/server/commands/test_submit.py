@@ -14,7 +14,7 @@ from tutelage_server.jobs.events import append_event
 from tutelage_server.jobs.launching import job_folder
 from tutelage_server.jobs.states import transition
 from tutelage_server.store.store import lock_job
-from tutelage_server.store.tables import Job, StoredFile
+from tutelage_server.store.tables import Job, StoredFile, Tenant
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 
@@ -42,12 +42,14 @@ def nobody_types(monkeypatch):
 
 def all_jobs(server):
     with server.store.reading() as session:
-        return session.query(Job).order_by(Job.id).all()
+        mine = session.query(Tenant).filter_by(name=server.tenant).one()
+        return session.query(Job).filter_by(tenant_id=mine.id).order_by(Job.id).all()
 
 
 def files(server):
     with server.store.reading() as session:
-        return session.query(StoredFile).all()
+        mine = session.query(Tenant).filter_by(name=server.tenant).one()
+        return session.query(StoredFile).filter_by(tenant_id=mine.id).all()
 
 
 def move(server, job_id, *states, **fields):
