@@ -185,10 +185,8 @@ def _review(task: ReviewTask) -> Any:
         if task.sign:
             review.sign(task.data, task.who)
     found = review.verify(task.data)
-    if found.entries:
-        state = review.state(task.data)
-    else:  # there is no record, or it was tampered with
-        state = review.State(pending=[], decided={}, entries=[])
+    nothing = review.State(pending=[], decided={}, entries=[])  # there is no record, or it was tampered with
+    state = review.state(task.data) if found.entries else nothing
     pending = [
         {
             "row": each.item.row,

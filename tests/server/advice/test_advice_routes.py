@@ -179,7 +179,6 @@ def test_a_recipe_names_nothing_of_the_server(server, tmp_path):
         assert "stages.tune.data.train" in answer.text
 
 
-@pytest.mark.xfail(reason="a finding over HTTP still differs from the command line's in its wording")
 def test_an_audit_is_the_command_lines(server, tmp_path, monkeypatch):
     http = server[0]
     data = rows(200) + rows(20) + b'{"broken\n' + b'{"messages": [{"role": "user", "content": "a@b.example"}]}\n'
@@ -212,7 +211,6 @@ def test_an_audit_that_takes_too_long_is_ended(server, monkeypatch):
     assert "limit" in answer.text
 
 
-@pytest.mark.xfail(reason="the answer does not name who signed yet")
 def test_a_review_is_begun_decided_and_signed(server):
     http, store, settings = server
     file_id = upload(http, rows(30, start=5000))
