@@ -70,10 +70,12 @@ def _add_bodies(schema: dict[str, Any], app: Litestar) -> None:
 
 def finished(schema: dict[str, Any]) -> dict[str, Any]:
     """The framework's document with what it can't know: refusals as they are, open paths, headers that may be sent."""
+    from tutelage_advisor.catalog.entries import Figure
     from tutelage_server.accounts.authentication import OPEN
 
     schema = copy.deepcopy(schema)
-    _, components = msgspec.json.schema_components([ProblemDocument], ref_template="#/components/schemas/{name}")
+    shapes = [ProblemDocument, Figure]  # the framework takes a figure, which is written as a list, for an object
+    _, components = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
     known = schema.setdefault("components", {}).setdefault("schemas", {})
     known.update(components)
     known["OpenAIError"] = _OPENAI_ERROR
