@@ -19,7 +19,7 @@ BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 TRAIN = ["-e", ".[train]"]
 DEVELOP = [
     "-e", ".[all,postgres,s3,ray]", "pytest", "pytest-xdist", "hypothesis", "trl", "ruff", "mypy", "types-PyYAML",
-    "import-linter", "jsonschema", "hatchling", "openai", "schemathesis", "moto[server]", "bandit", "fastapi",
+    "import-linter", "jsonschema", "hatchling", "openai", "schemathesis", "moto[server]", "bandit[toml]", "fastapi",
 ]  # fmt: skip
 
 nox.options.sessions = ["tests"]
@@ -63,10 +63,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Check style and formatting."""
+    """Check style, formatting and what is known to be unsafe."""
     install(session, DEVELOP)
     python(session, "-m", "ruff", "check", ".")
     python(session, "-m", "ruff", "format", "--check", ".")
+    python(session, "-m", "bandit", "-q", "-r", "-c", "pyproject.toml", "core", "plugins", "advisor", "server")
 
 
 @nox.session(venv_backend="none")

@@ -397,8 +397,9 @@ def _chat_template(path: Path) -> str:
 
     place = "tokenizer.chat_template"
     try:
-        template = path.read_text(encoding="utf-8")
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(template)  # noqa: S701 - parsed, never rendered
+        template = path.read_text(encoding="utf-8")  # parsed, never rendered
+        syntax = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # noqa: S701 # nosec B701
+        syntax.parse(template)
     except OSError:
         raise TutelageError.at(place, f"there is no file {path}", "paths are relative to the recipe") from None
     except UnicodeDecodeError:
