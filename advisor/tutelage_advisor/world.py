@@ -60,6 +60,10 @@ class World:
         made = self._known[key] = make()
         return made
 
+    def is_known(self, model: str) -> bool:
+        """Whether a model is hosted, or its shape was looked up already."""
+        return ("shape", model) in self._known or self.hosted(model) is not None
+
     def check(self, case: Situation) -> None:
         """Raise TutelageError where the situation names a GPU or an open model that is not known."""
         if case.hardware is not None:

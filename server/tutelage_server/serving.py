@@ -93,7 +93,8 @@ def listen(settings: Settings) -> tuple[socket.socket, str]:
         TutelageError: when the address is taken, or not this machine's.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family)
+    # Only of a socket that says TCP does asyncio take Nagle's delay away, which costs 40 ms an answer.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))

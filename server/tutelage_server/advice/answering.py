@@ -53,6 +53,9 @@ with contextlib.suppress(ImportError):
     import numpy  # noqa: F401 - the advisor draws by it where it is loaded, many times as fast
 
 
+QUICK_DRAWS = 10_000
+
+
 @functools.lru_cache(maxsize=1)
 def world_of(day: datetime.date) -> World:
     """What the advisor looks things up in, kept for the day."""
@@ -98,7 +101,7 @@ def answer_situation(
     """
     world = world_of(datetime.date.today())
     if asked.model is not None and world.hosted(asked.model) is None:
-        check_model(asked.model, world.catalog)
+        check_model(asked.model, world)
     if asked.data is None:
         return advise_in(world, asked, draws, seed)
     if not asked.data.startswith("file:"):
@@ -110,13 +113,21 @@ def answer_situation(
         return work(task, folder, Advice)
 
 
-def check_model(model: str, known: Catalog) -> None:
+def is_quick(asked: Situation, draws: int) -> bool:
+    """Whether advice takes some milliseconds at most, so that it may be given where all requests are handled: that is
+    faster than to hand it to a thread, which would need the interpreter's lock all the same."""
+    known = asked.model is None or world_of(datetime.date.today()).is_known(asked.model)
+    return asked.data is None and draws <= QUICK_DRAWS and known
+
+
+def check_model(model: str, world: World) -> None:
     """Refuse a model that the catalog doesn't know: elsewhere such a name may be a path, which here it never is.
 
     Raises:
         TutelageError: with the nearest that it knows.
     """
-    known.model(model)
+    if world.entry(model) is None:
+        world.catalog.model(model)
 
 
 def answer_estimate(
@@ -132,10 +143,11 @@ def answer_estimate(
     question = convert(asked, ModelQuestion) if isinstance(asked, dict) else None
     if question is None:
         raise TutelageError.at("the body", "is not a mapping", "give at least a recipe, or a model")
-    check_model(question.model, catalog())
+    world = world_of(datetime.date.today())
+    check_model(question.model, world)
     if question.what_fits:
-        return WhatFits(options=estimates.what_fits(question, catalog(), question.gpu))
-    return estimates.estimate(question, catalog())
+        return WhatFits(options=estimates.what_fits(question, world.catalog, question.gpu))
+    return estimates.estimate(question, world.catalog, world.shape(question.model))
 
 
 def _estimate_recipe(settings: Settings, store: Store, caller: Caller, asked: RecipeQuestion) -> RecipeEstimate:

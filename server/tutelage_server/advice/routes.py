@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from litestar import Request, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, Parameter
@@ -36,11 +37,10 @@ MOST_DRAWS = 100_000
     "/v1/advice",
     guards=[requires("advise")],
     status_code=200,
-    sync_to_thread=True,
     tags=["advice"],
     opt={"body": (Situation,)},
 )
-def give_advice(
+async def give_advice(
     request: Asked,
     store: NamedDependency[Store],
     settings: NamedDependency[Settings],
@@ -54,22 +54,23 @@ def give_advice(
     is `file:ID`: its first rows are then audited.
     """
     asked = answering.read_situation(body)
-    return answering.answer_situation(settings, store, request.user, asked, draws, seed)
+    if answering.is_quick(asked, draws):
+        return answering.answer_situation(settings, store, request.user, asked, draws, seed)
+    return await run_sync(answering.answer_situation, settings, store, request.user, asked, draws, seed)
 
 
 @post(
     "/v1/estimates",
     guards=[requires("advise")],
     status_code=200,
-    sync_to_thread=True,
     tags=["advice"],
     opt={"body": (ModelQuestion, RecipeQuestion)},
 )
-def give_estimate(
+async def give_estimate(
     request: Asked, store: NamedDependency[Store], settings: NamedDependency[Settings], body: bytes
 ) -> Estimate | RecipeEstimate | WhatFits:
     """Predict memory, time and money of a recipe, or of a model and settings, on given hardware."""
-    return answering.answer_estimate(settings, store, request.user, answering.read_json(body))
+    return await run_sync(answering.answer_estimate, settings, store, request.user, answering.read_json(body))
 
 
 @post("/v1/audits", guards=[requires("advise")], status_code=200, sync_to_thread=True, tags=["advice"])

@@ -27,7 +27,9 @@ def two_nodes(monkeypatch):
     monkeypatch.setenv("TUTELAGE_SPREAD", SPREAD)
 
 
-@pytest.mark.parametrize(("strategy", "adapter"), [("ddp", "lora"), ("fsdp", "full")])
+@pytest.mark.parametrize(
+    ("strategy", "adapter"), [("ddp", "lora"), pytest.param("fsdp", "full", marks=pytest.mark.slow)]
+)
 def test_two_nodes_equal_one(tiny_model, tmp_path, monkeypatch, strategy, adapter):
     data = {"train": str(write_chats(tmp_path / "chats.jsonl")), "eval_split": 0.1}
     one = tutelage.train(recipe(tiny_model("llama-untied"), data, adapter=adapter), out=tmp_path / "one")
@@ -56,6 +58,7 @@ def test_a_launcher_that_says_not_how_to_reach_the_nodes_is_told(tiny_model, tmp
         tutelage.train(made, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_nodes_that_are_stopped_save_and_go_on_to_the_same_weights(tiny_model, tmp_path):
     data = write_chats(tmp_path / "chats.jsonl")
     made = recipe(tiny_model("qwen2"), data, rehearsal=False, tokens_per_step=128, checkpoint_every=1000)
