@@ -61,7 +61,7 @@ def test_a_launcher_that_says_not_how_to_reach_the_nodes_is_told(tiny_model, tmp
 @pytest.mark.slow
 def test_two_nodes_that_are_stopped_save_and_go_on_to_the_same_weights(tiny_model, tmp_path):
     data = write_chats(tmp_path / "chats.jsonl")
-    made = recipe(tiny_model("qwen2"), data, rehearsal=False, tokens_per_step=128, checkpoint_every=1000)
+    made = recipe(tiny_model("qwen2"), data, rehearsal=False, tokens_per_step=128, epochs=10, checkpoint_every=1000)
     (tmp_path / "recipe.json").write_text(json.dumps(made))
     environment = {
         **os.environ,
