@@ -32,7 +32,6 @@ SHORT = {
         "revised.trainer.epochs=1",
         "comparisons.phase.max_new_tokens=12",
         "feedback.phase.principles=1",
-        "dpo.trainer.epochs=0.2",
         "verdict.phase.prompts=6",
         "verdict.phase.max_new_tokens=12",
         "verdict.phase.text_tokens=600",
@@ -49,6 +48,11 @@ def tutelage(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_whole_path_runs_and_its_report_compares_every_model(name, tmp_path):
     run = tmp_path / "run"
     settings = [f"--set=stages.{setting}" for setting in SHORT[name]]
+    if name == "constitutional":
+        few = tmp_path / "few.jsonl"
+        lines = (ROOT / "examples" / "data" / "constitution_prompts.jsonl").read_text().splitlines(keepends=True)
+        few.write_text("".join(lines[:16]))
+        settings += [f"--set=stages.{stage}.data={few}" for stage in ("revisions", "comparisons")]
     done = tutelage("train", ROOT / "examples" / f"{name}.yaml", "--out", run, "--json", *settings)
     assert done.returncode == 0, done.stderr[-2000:]
     stages = {stage["name"]: stage for stage in json.loads((run / "run.json").read_text())["stages"]}

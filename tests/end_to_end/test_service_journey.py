@@ -161,7 +161,7 @@ def test_submit_follow_brings_back_a_tuned_model_though_the_server_is_killed(tmp
 def test_ctrl_c_leaves_a_job_that_goes_on(tmp_path):
     server = start(tmp_path)
     here = Place(tmp_path / "mine", server)
-    recipe = write_recipe(tmp_path / "recipe", steps=300)
+    recipe = write_recipe(tmp_path / "recipe", steps=1500)
     try:
         following = here.start("submit", recipe, "--follow", "--json")
         job = following.until_a_step()
@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_a_job_that_goes_on(tmp_path):
         assert json.loads(here.run("jobs", "show", job, "--json"))["state"] in ("running", "succeeded")
         here.run("jobs", "wait", job)
         log = [json.loads(line) for line in here.run("jobs", "logs", job).splitlines()]
-        assert [line["step"] for line in log if line.get("event") == "step"][-1] == 300
+        assert [line["step"] for line in log if line.get("event") == "step"][-1] == 1500
         here.run("jobs", "artifacts", "get", job)
         assert (here.folder / "runs" / "tiny" / "stages" / "tune" / "adapter" / "adapter_model.safetensors").is_file()
     finally:
