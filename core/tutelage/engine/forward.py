@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from tutelage.engine.kernels.likelihood import summed_losses, token_losses
 from tutelage.models.heads import take_scores
 
 if TYPE_CHECKING:
@@ -27,27 +30,79 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Returns:
         logits (learnt, vocabulary) in the model's dtype, and targets (learnt,).
     """
-    if batch.bounds is not None:
-        return _packed_logits(model, batch)
-    keep = batch.targets.any(dim=0).nonzero().squeeze(1)
-    positions = keep - 1
+    wanted = batch.targets
+    columns = wanted.any(dim=0).nonzero().squeeze(1)
+    positions = columns - 1
     inputs = _inputs(batch)
     if keeps_logits(model) and not _adds_tokens(model):
         logits = model(**inputs, logits_to_keep=positions).logits
     else:
         logits = model(**inputs).logits[:, -batch.ids.shape[1] :][:, positions]
-    wanted = batch.targets[:, keep]
-    return logits[wanted], batch.ids[:, keep][wanted]
+    return _chosen(logits, wanted[:, columns]), _chosen(batch.ids[:, columns], wanted[:, columns])
 
 
-def _packed_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    inputs = _inputs(batch)
-    keep = batch.targets[0].nonzero().squeeze(1)
-    if keeps_logits(model):
-        logits = model(**inputs, logits_to_keep=keep - 1).logits[0]
-    else:
-        logits = model(**inputs).logits[0, keep - 1]
-    return logits, batch.ids[0, keep]
+def _chosen(values: Tensor, wanted: Tensor) -> Tensor:
+    """The entries of `values` (rows, columns, …) that are `wanted` (rows, columns); one row has no others."""
+    return values[0] if len(values) == 1 else values[wanted]
+
+
+def learnt_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The negative log-likelihood of the learnt tokens of a batch, summed, in float32.
+
+    The logits are never held as a whole where the model ends in a plain output layer.
+    """
+    found = _before_head(model, batch)
+    if found is None:
+        return summed_cross_entropy(*learnt_logits(model, batch))
+    hidden, targets, head = found
+    if head.bias is None:
+        return summed_losses(hidden, head.weight, targets)
+    if head.weight.requires_grad or head.bias.requires_grad:
+        return summed_cross_entropy(F.linear(hidden, head.weight, head.bias), targets)
+    return token_losses(hidden, head.weight, head.bias, targets)[0].sum()
+
+
+def _before_head(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, nn.Linear] | None:
+    """What the output layer would be given for the learnt tokens (learnt, hidden), those tokens, and the layer.
+
+    For the time of a forward pass the layer gives back what it is given. Where the model then returns just that, its
+    logits are the layer's output and nothing else; a model that caps or scales them gives None, as does one whose
+    layer is no plain one, or sharded.
+    """
+    base: Any = base_of(model)
+    head: Any = base.get_output_embeddings()
+    plain = type(head) is torch.nn.Linear and "forward" not in vars(head) and not isinstance(head.weight, DTensor)
+    if not plain or _plain_ends.get(base) is False:
+        return None
+    given: list[Tensor] = []
+
+    def lifted(hidden: Tensor) -> Tensor:
+        given.append(hidden)
+        return hidden
+
+    wanted = batch.targets
+    columns = wanted.any(dim=0).nonzero().squeeze(1)
+    keep = {"logits_to_keep": columns - 1} if keeps_logits(model) and not _adds_tokens(model) else {}
+    head.forward = lifted
+    try:
+        returned = model(**_inputs(batch), **keep).logits
+    finally:
+        del head.forward
+    _plain_ends[base] = len(given) == 1 and returned is given[0]
+    if not _plain_ends[base]:
+        return None
+    hidden = returned if keep else returned[:, -batch.ids.shape[1] :][:, columns - 1]
+    hidden, targets = (_chosen(each, wanted[:, columns]) for each in (hidden, batch.ids[:, columns]))
+    return _in_compute_dtype(hidden, head.weight), targets, head
+
+
+_plain_ends: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"Whether a model returns what its output layer gives, as far as it was tried."
+
+
+def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> Tensor:
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:
@@ -87,11 +142,10 @@ def sequence_log_probabilities(model: nn.Module, batch: Batch) -> tuple[Tensor, 
     Returns:
         the log-probability summed over a sequence's learnt tokens, and their number; both (sequences,) in float32.
     """
-    logits, targets = learnt_logits(model, batch)
+    each, _ = _learnt_log_probs(model, batch)
     owner = owners(batch)
-    each = -_cross_entropies(logits, targets)
     if not batch.sequences:
-        return each[:0] + 0.0 * logits.sum().float(), each[:0]
+        return each.sum() + each.new_zeros(0), each[:0]
     total = each.new_zeros(batch.sequences).index_add(0, owner, each)
     return total, torch.bincount(owner, minlength=batch.sequences).to(total)
 
@@ -105,15 +159,36 @@ def token_log_probabilities(
         log-probabilities, the sequence that each token belongs to, and the entropy (nats) of the distribution that it
         was predicted by, without gradient unless it is asked for; all (learnt,).
     """
-    logits, targets = learnt_logits(model, batch)
+    each, entropy = _learnt_log_probs(model, batch, temperature, entropy=True, entropy_gradient=entropy_gradient)
+    return each, owners(batch), entropy
+
+
+def _learnt_log_probs(
+    model: nn.Module,
+    batch: Batch,
+    temperature: float = 1.0,
+    *,
+    entropy: bool = False,
+    entropy_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The log-probability of each learnt token, and the entropy where it is wanted, both (learnt,) in float32."""
+    found = None if entropy_gradient else _before_head(model, batch)
+    if found is not None:
+        hidden, targets, head = found
+        if not any(parameter.requires_grad for parameter in head.parameters()):
+            losses, entropies = token_losses(hidden, head.weight, head.bias, targets, temperature, entropy=entropy)
+            return -losses, entropies
+        logits = F.linear(hidden, head.weight, head.bias)
+    else:
+        logits, targets = learnt_logits(model, batch)
     if temperature != 1.0:
         logits = logits / temperature
     each = -_cross_entropies(logits, targets)
     if not len(targets):
         each = each + 0.0 * logits.sum().float()
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = _entropies(logits)
-    return each, owners(batch), entropy
+        entropies = _entropies(logits) if entropy else torch.zeros_like(each)
+    return each, entropies
 
 
 def sequence_scores(model: nn.Module, batch: Batch) -> Tensor:

@@ -33,7 +33,7 @@ from tutelage.engine.keeping import save_and_verify
 from tutelage.engine.learner import Learner, Steps, is_out_of_memory
 from tutelage.engine.references import referenced
 from tutelage.engine.rehearsal import rehearse
-from tutelage.engine.sharding import shard
+from tutelage.engine.sharding import decoder_layers, shard
 from tutelage.engine.tracking import Trackers
 from tutelage.errors import RunFailed, RunStopped, TutelageError
 from tutelage.models.loading import load_model, resize_for
@@ -206,7 +206,8 @@ def build_model(context: StageContext) -> BuiltModel:
         base.enable_input_require_grads()
     model.train()
     if settings.compile:
-        model.compile(dynamic=True)
+        for block in decoder_layers(model) or [model]:  # all blocks share what is compiled for one
+            block.compile(dynamic=True)
     return BuiltModel(model, packed, attention)
 
 

@@ -119,6 +119,7 @@ class Lora(PeftAdapter):
     ) -> nn.Module:
         from peft import get_peft_model
 
+        from tutelage.engine.kernels.low_rank import fuse_updates
         from tutelage.models.loading import quietly
 
         chosen = _targets.choose(model, self.config.targets, self.config.layers)
@@ -126,7 +127,7 @@ class Lora(PeftAdapter):
             raise TutelageError(self.check(model, "adapter"))
         with quietly():
             adapted = get_peft_model(model, self._peft_config(model, chosen, new_tokens))
-        return learn_in_float32(adapted)
+        return fuse_updates(learn_in_float32(adapted))
 
     def _peft_config(self, model: Any, chosen: dict[str, nn.Module], new_tokens: Sequence[int]) -> Any:
         from peft import LoraConfig, TaskType

@@ -203,14 +203,14 @@ class _Work:
     def _reads(self, name: str, numbers: list[int]) -> list[Read]:
         import torch
 
-        from tutelage.engine.forward import learnt_logits, summed_cross_entropy
+        from tutelage.engine.forward import learnt_loss
 
         model, tokenizer = self._model(name)
         found = []
         for number in numbers:
             encoded: list[int] = tokenizer(self.windows[number])["input_ids"]
             with torch.no_grad():
-                nll = summed_cross_entropy(*learnt_logits(model, _batch([], encoded, model)))
+                nll = learnt_loss(model, _batch([], encoded, model))
             found.append(Read(model=name, nll=float(nll), tokens=max(0, len(encoded) - 1)))
         return found
 

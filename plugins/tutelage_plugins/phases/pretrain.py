@@ -123,11 +123,10 @@ class Pretrain(tutelage.TrainingPhase):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Negative log-likelihood of every token, summed (Radford et al. 2018, equation 1)."""
-        from tutelage.engine.forward import learnt_logits, summed_cross_entropy
+        from tutelage.engine.forward import learnt_logits, learnt_loss, summed_cross_entropy
 
+        if not (self.config.z_loss and model.training):
+            return learnt_loss(model, batch)
         logits, targets = learnt_logits(model, batch)
-        loss = summed_cross_entropy(logits, targets)
-        if self.config.z_loss and model.training:
-            squares = [part.float().logsumexp(-1).square().sum() for part in logits.split(1024)]
-            loss = loss + self.config.z_loss * sum(squares)
-        return loss
+        squares = sum(part.float().logsumexp(-1).square().sum() for part in logits.split(1024))
+        return summed_cross_entropy(logits, targets) + self.config.z_loss * squares

@@ -19,7 +19,6 @@ class SFT(tutelage.TrainingPhase):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Negative log-likelihood of the learnt tokens, summed (Ouyang et al. 2022, section 3.5)."""
-        from tutelage.engine.forward import learnt_logits, summed_cross_entropy
+        from tutelage.engine.forward import learnt_loss
 
-        logits, targets = learnt_logits(model, batch)
-        return summed_cross_entropy(logits, targets)
+        return learnt_loss(model, batch)
