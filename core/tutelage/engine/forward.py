@@ -62,7 +62,7 @@ def learnt_loss(model: nn.Module, batch: Batch) -> Tensor:
     return token_losses(hidden, head.weight, head.bias, targets)[0].sum()
 
 
-def _before_head(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, nn.Linear] | None:
+def _before_head(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Any] | None:
     """What the output layer would be given for the learnt tokens (learnt, hidden), those tokens, and the layer.
 
     For the time of a forward pass the layer gives back what it is given. Where the model then returns just that, its
@@ -71,7 +71,7 @@ def _before_head(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, nn.Lin
     """
     base: Any = base_of(model)
     head: Any = base.get_output_embeddings()
-    plain = type(head) is torch.nn.Linear and "forward" not in vars(head) and not isinstance(head.weight, DTensor)
+    plain: bool = type(head) is torch.nn.Linear and "forward" not in vars(head) and not isinstance(head.weight, DTensor)
     if not plain or _plain_ends.get(base) is False:
         return None
     given: list[Tensor] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from tutelage.engine.forward import base_of
@@ -46,12 +47,20 @@ def make_optimizer(model: nn.Module, settings: Trainer, learning_rate: float) ->
         [group for group in groups if group["params"]] or [{"params": []}],
         lr=learning_rate,
         betas=settings.betas,
-        fused=all(parameter.is_cuda for parameter in model.parameters() if parameter.requires_grad) or None,
+        fused=_fusable(decayed + plain) or None,
     )
     if not hidden:
         return adamw
     muon = Muon(hidden, lr=learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
     return _Together(muon, adamw)
+
+
+def _fusable(parameters: list[nn.Parameter]) -> bool:
+    """Whether one kernel can update them all: on a GPU, or whole and in float32 on a CPU."""
+    if all(parameter.is_cuda for parameter in parameters):
+        return True
+    plain = (parameter for parameter in parameters if not isinstance(parameter, DTensor))
+    return sum(parameter.is_cpu and parameter.dtype == torch.float32 for parameter in plain) == len(parameters)
 
 
 class _Together(Optimizer):

@@ -30,6 +30,7 @@ from tutelage.engine.forward import base_of
 from tutelage.engine.heartbeat import COMPILING, Heartbeat
 from tutelage.engine.interrupts import Interrupts
 from tutelage.engine.keeping import save_and_verify
+from tutelage.engine.kernels.blocks import fuse_blocks
 from tutelage.engine.learner import Learner, Steps, is_out_of_memory
 from tutelage.engine.references import referenced
 from tutelage.engine.rehearsal import rehearse
@@ -201,6 +202,8 @@ def build_model(context: StageContext) -> BuiltModel:
         raise TutelageError.at(place, why, "use packing: auto, which falls back to one example a row")
     if settings.activation_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
+    if not settings.compile:  # which does as much, for less
+        fuse_blocks(base)
     model = context.adapter.attach(base, context.tokenizer, context.new_tokens)
     if settings.activation_checkpointing and hasattr(base, "enable_input_require_grads"):
         base.enable_input_require_grads()

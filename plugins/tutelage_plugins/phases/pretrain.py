@@ -128,5 +128,7 @@ class Pretrain(tutelage.TrainingPhase):
         if not (self.config.z_loss and model.training):
             return learnt_loss(model, batch)
         logits, targets = learnt_logits(model, batch)
-        squares = sum(part.float().logsumexp(-1).square().sum() for part in logits.split(1024))
-        return summed_cross_entropy(logits, targets) + self.config.z_loss * squares
+        loss: Tensor = summed_cross_entropy(logits, targets)
+        squares = [part.float().logsumexp(-1).square().sum() for part in logits.split(1024)]
+        loss = loss + self.config.z_loss * sum(squares)
+        return loss

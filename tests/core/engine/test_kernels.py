@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tutelage.data.batches import Batch
 from tutelage.engine.attention import SEGMENTS, choose_packed_attention
 from tutelage.engine.forward import learnt_logits, learnt_loss, token_log_probabilities
+from tutelage.engine.kernels.blocks import as_transformers_computes, fuse_blocks, rms_norm
 from tutelage.engine.kernels.likelihood import summed_losses, token_losses
 from tutelage.engine.kernels.low_rank import as_peft_computes, fuse_updates
 from tutelage.engine.kernels.segments import short_segment_attention
@@ -165,3 +166,66 @@ def test_what_is_no_plain_update_goes_pefts_way(tiny_model, settings):
     torch.testing.assert_close(fused(ids).logits, plain(ids).logits)
     with plain.disable_adapter(), fused.disable_adapter():
         assert torch.equal(fused(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_blocks_equal_transformers(tiny_model, family):
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model(family), dtype=torch.float32)
+    for name, parameter in plain.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
+    fused = fuse_blocks(copy.deepcopy(plain))
+    assert any("forward" in vars(module) for module in fused.modules()) == (family != "gpt2")  # it has no such norms
+    ids = torch.arange(60).view(2, 30)
+    expected, found = plain(ids).logits, fused(ids).logits
+    near(found, expected, 1e-5)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    (expected * weights).sum().backward()
+    (found * weights).sum().backward()
+    theirs = dict(plain.named_parameters())
+    for name, parameter in fused.named_parameters():
+        near(parameter.grad, theirs[name].grad, 1e-4)
+    as_transformers_computes(fused)
+    assert torch.equal(fused(ids).logits, expected)
+
+
+def test_a_norm_in_bfloat16_is_as_exact_as_transformers():
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    torch.manual_seed(0)
+    norm = LlamaRMSNorm(64, eps=1e-5)
+    norm.weight.data = torch.randn(64)
+    exact_input = torch.randn(20, 64, requires_grad=True)
+    weights = torch.randn(20, 64)
+    (expected,) = torch.autograd.grad((norm(exact_input) * weights).sum(), exact_input)
+    half = norm.to(torch.bfloat16)
+    errors = []
+    for made in (half, lambda x: rms_norm(x, half.weight, 1e-5)):
+        given = exact_input.detach().bfloat16().requires_grad_()
+        (found,) = torch.autograd.grad((made(given) * weights.bfloat16()).sum(), given)
+        errors.append(float((found.float() - expected).norm() / expected.norm()))
+    assert errors[1] <= 1.2 * errors[0]
+
+
+def test_what_only_looks_like_a_norm_or_a_gate_is_left_alone():
+    class Norm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, x):
+            return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
+
+    class Gate(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(8, 8) for _ in range(3))
+            self.act_fn = torch.nn.SiLU()
+
+        def forward(self, x):
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x) + x)
+
+    model = fuse_blocks(torch.nn.Sequential(Norm(), Gate(), torch.nn.LayerNorm(8)))
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -78,7 +78,7 @@ class _TokenLosses(torch.autograd.Function):
         return losses, entropies
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, given: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (to_hidden,) = ctx.saved_tensors
         return (to_hidden * given[:, None]).to(to_hidden.dtype), None, None, None, None, None
@@ -104,7 +104,7 @@ class _SummedLosses(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_weight = ctx.saved_tensors
         return (
@@ -118,7 +118,7 @@ def _log_probs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float = 1.0
 ) -> Iterator[tuple[slice, Tensor]]:
     """The log-probabilities (rows, vocabulary) of the tokens of some rows at a time, in float32."""
-    rows = max(16, (2**27 if hidden.is_cuda else 2**24) // len(weight))
+    rows = max(16, (2**27 if hidden.is_cuda else 2**23) // len(weight))
     for start in range(0, len(targets), rows):
         part = slice(start, start + rows)
         logits = F.linear(hidden[part], weight, None if bias is None else bias.to(hidden.dtype)).float()

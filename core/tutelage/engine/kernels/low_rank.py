@@ -76,7 +76,7 @@ class _LowRank(torch.autograd.Function):
         return output.view(*input.shape[:-1], output.shape[-1])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         rows, narrow, down, up = ctx.saved_tensors
         given = given.reshape(-1, given.shape[-1]).to(rows.dtype)

@@ -64,7 +64,7 @@ class _Segments(torch.autograd.Function):
         return output.view(query.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, as Dao et al. 2022 (FlashAttention), appendix B.2, write them out."""
         query, key, value, output, *kept = ctx.saved_tensors
