@@ -127,6 +127,8 @@ def _keeping(settings: Settings, store: Store, meter: Meter) -> Any:
                     await run_sync(forget_unborn, store, settings)
             except StoreUnavailable as error:
                 _log.warning("usage can't be kept now: %s", error)
+            except Exception:  # this must go on as long as the server does
+                _log.exception("usage can't be kept now")
             rounds += 1
 
     @contextlib.asynccontextmanager

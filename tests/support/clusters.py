@@ -32,6 +32,7 @@ class Attempt:
         self.launch = launch
         self.status = Status(state="pending")
         self.asked_to_stop = 0
+        self.restarts = 0
         self.kills = 0
 
     @property
@@ -110,7 +111,7 @@ class Cluster(Launcher):
     def begin(self, attempt: Attempt) -> bool:
         """The attempt's command starts: it claims its folder, or ends at once."""
         try:
-            with (attempt.folder / "claimed-0.json").open("x") as file:
+            with (attempt.folder / f"claimed-{attempt.restarts}.json").open("x") as file:
                 json.dump({"pid": os.getpid(), "started": 1, "host": "node", "boot_id": "boot"}, file)
         except FileExistsError:
             attempt.status = Status(state="ended", why="exited", exit_code=0)
@@ -134,8 +135,16 @@ class Cluster(Launcher):
     def finish(self, attempt: Attempt, code: int, **fields: Any) -> None:
         """The run ends by itself, and says so."""
         outcome = {"exit_code": code, "signal": 0, "state": "", "reason": "", "why": "", "ended": "", **fields}
+        outcome.setdefault("start", attempt.restarts)
         (attempt.folder / OUTCOME).write_text(json.dumps(outcome))
         attempt.status = Status(state="ended", why="exited", exit_code=code)
+
+    def preempt(self, attempt: Attempt, saves: bool = True) -> None:
+        """The cluster stops it, and puts it into its queue again."""
+        if saves:
+            self.finish(attempt, 143)
+        attempt.restarts += 1
+        attempt.status = Status(state="pending", detail=f"started again {attempt.restarts} times")
 
     def vanish(self, attempt: Attempt, why: Any = "node-lost") -> None:
         """Its node dies."""

@@ -52,9 +52,9 @@ class JobService:
         self.store = make_store(tmp_path)
         self.checker = checker or NoChecks()
         self.http = client(self.settings, self.store)
+        self.submitting = self.http.app.dependencies["submitting"].dependency()
         if checker is not None or settings.pop("fake", True):
-            given = self.http.app.dependencies["submitting"].dependency()
-            given._checker = self.checker
+            self.submitting.drafting.checker = self.checker
         self.other = {"authorization": f"Bearer {make_key(self.store, 'two')}"}
 
     def __enter__(self) -> JobService:

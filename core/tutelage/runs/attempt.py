@@ -75,6 +75,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     why: str = ""
     "`time-limit` where this attempt's limit ended it."
     ended: str = ""
+    start: int = 0
+    "Which start of the attempt this was: a cluster that requeues a job starts it again."
 
 
 def claim(folder: Path) -> bool:
@@ -82,12 +84,11 @@ def claim(folder: Path) -> bool:
 
     A cluster that requeues a job starts the same attempt again, with a restart count, which is a claim of its own.
     """
-    restart = os.environ.get("SLURM_RESTART_COUNT") or "0"
     mine = Claim(pid=os.getpid(), started=started_at(os.getpid()) or 0, host=socket.gethostname(), boot_id=boot_id())
     beside = folder / f".claim.{mine.host}.{mine.pid}"
-    beside.write_bytes(msgspec.json.encode(mine))
+    write_atomically(beside, msgspec.json.encode(mine))  # on the disk: a power cut must leave no empty claim
     try:
-        os.link(beside, folder / f"claimed-{restart}.json")  # exists whole or not at all, and only one gets it
+        os.link(beside, folder / f"claimed-{_start()}.json")  # exists whole or not at all, and only one gets it
     except FileExistsError:
         return False
     finally:
@@ -97,8 +98,24 @@ def claim(folder: Path) -> bool:
 
 def claims(folder: Path) -> list[Claim]:
     """Who carried an attempt out, the latest restart last."""
-    files = sorted(folder.glob("claimed-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
+    files = sorted(folder.glob("claimed-*.json"), key=_start_of)
     return [msgspec.json.decode(file.read_bytes(), type=Claim) for file in files]
+
+
+def last_start(folder: Path) -> int:
+    """The number of an attempt's last start, which is 0 unless its cluster started it again; -1 when it never began."""
+    return max(map(_start_of, folder.glob("claimed-*.json")), default=-1)
+
+
+def last_outcome(folder: Path) -> Outcome | None:
+    """How an attempt's last start ended; None when it said nothing (yet), or nothing that can be read.
+
+    What a former start said lies there until the next one ends, and counts no more.
+    """
+    with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        outcome = msgspec.json.decode((folder / OUTCOME).read_bytes(), type=Outcome)
+        return outcome if outcome.start >= last_start(folder) else None
+    return None
 
 
 def close(folder: Path) -> bool:
@@ -213,7 +230,8 @@ def _wait(process: subprocess.Popen[bytes], minutes: float | None) -> bool:
 
 
 def _outcome(folder: Path, order: Order, code: int, began: float) -> Outcome:
-    outcome = Outcome(exit_code=code if code >= 0 else 128 - code, signal=max(0, -code), ended=now())
+    exit_code = code if code >= 0 else 128 - code
+    outcome = Outcome(exit_code=exit_code, signal=max(0, -code), ended=now(), start=_start())
     record = (folder / order.run).resolve() / RECORD
     with contextlib.suppress(OSError, ValueError):
         if record.stat().st_mtime >= began - 1:  # else an earlier attempt wrote it
@@ -222,6 +240,15 @@ def _outcome(folder: Path, order: Order, code: int, began: float) -> Outcome:
     if outcome.exit_code in (1, 2) and not outcome.reason:
         outcome.reason = _last_words(folder / LOG)
     return outcome
+
+
+def _start() -> int:
+    """Which start of its attempt this process is, as the cluster counts."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def _start_of(claimed: Path) -> int:
+    return int(claimed.stem.partition("-")[2])
 
 
 def _last_words(log: Path) -> str:

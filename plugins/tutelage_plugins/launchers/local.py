@@ -25,6 +25,8 @@ from tutelage_plugins.launchers.processes import end_all, of_attempt, runs_modul
 LAUNCHED = "launched"
 BEGINNING = 60.0
 "Seconds after a launch for which an attempt that has not begun may still be about to."
+FORKING = 5.0
+"Seconds after which a launch has surely left a process, if it ever does."
 
 
 class Local(Launcher):
@@ -151,7 +153,11 @@ def _status(launch: Launch) -> Status:
     if not claimed:
         if (launch.folder / CLOSED).exists() and (launch.folder / LAUNCHED).exists():
             return outcomes.ended(launch.folder, socket.gethostname())
-        return Status(state="pending" if _beginning(launch.folder) else "absent")
+        if not _beginning(launch.folder):
+            return Status(state="absent")
+        if _beginning(launch.folder, FORKING) or of_attempt(launch.name) or claims(launch.folder):
+            return Status(state="pending")
+        return Status(state="ended", where=socket.gethostname(), detail=outcomes.last_words(launch.folder))
     claim = claimed[-1]
     where = f"{claim.host}, process {claim.pid}"
     if claim.boot_id != boot_id():
@@ -173,9 +179,10 @@ def _is_over(launch: Launch) -> bool:
     return not left or end_all(lambda: of_attempt(launch.name), seconds=1)
 
 
-def _beginning(folder: Path) -> bool:
+def _beginning(folder: Path, seconds: float | None = None) -> bool:
+    """Whether an attempt was launched so few seconds ago, by default as many as it may take to begin."""
     try:
-        return time.time() - (folder / LAUNCHED).stat().st_mtime < BEGINNING
+        return time.time() - (folder / LAUNCHED).stat().st_mtime < (BEGINNING if seconds is None else seconds)
     except OSError:
         return False
 

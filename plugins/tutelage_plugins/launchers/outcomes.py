@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from tutelage.launcher import Status
-from tutelage.runs.attempt import CLOSED, OUTCOME, Outcome
+from tutelage.runs.attempt import CLOSED, last_outcome
 from tutelage_plugins.launchers.keeper import ENDED, LOG, Ended
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ KILLED, STOPPED = 137, 143
 
 def ended(folder: Path, where: str) -> Status:
     """The status of an attempt none of whose processes lives."""
-    told = _read(folder / OUTCOME, Outcome) if _is_of_last_start(folder) else None
+    told = last_outcome(folder)
     last = _read(folder / ENDED, Ended)
     if told is not None:
         why: Literal["time-limit", "killed", "exited"] = "killed" if told.signal else "exited"
@@ -30,16 +30,8 @@ def ended(folder: Path, where: str) -> Status:
     if (folder / CLOSED).exists() and (last is None or last.exit_code == 0):
         return Status(state="ended", why="cancelled", exit_code=STOPPED, where=where, detail="stopped before it began")
     if last is not None:
-        return Status(state="ended", why="exited", exit_code=last.exit_code, where=where, detail=_words(folder))
+        return Status(state="ended", why="exited", exit_code=last.exit_code, where=where, detail=last_words(folder))
     return Status(state="ended", why="killed", exit_code=KILLED, where=where, detail="it was killed")
-
-
-def _is_of_last_start(folder: Path) -> bool:
-    """A cluster that starts an attempt again leaves the outcome of its former start beside the new claim."""
-    with contextlib.suppress(OSError):
-        claimed = max((file.stat().st_mtime_ns for file in folder.glob("claimed-*.json")), default=0)
-        return (folder / OUTCOME).stat().st_mtime_ns >= claimed
-    return False
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
@@ -48,8 +40,8 @@ def _read(path: Path, kind: type[T]) -> T | None:
     return None
 
 
-def _words(folder: Path) -> str:
-    """The last line that the attempt's command printed."""
+def last_words(folder: Path) -> str:
+    """The last line that an attempt's command printed; '' when it printed none."""
     with contextlib.suppress(OSError):
         lines = (folder / LOG).read_text(errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.strip()), "")[:500]

@@ -22,7 +22,7 @@ from msgspec import Meta
 import tutelage
 from tutelage.errors import Problem, TutelageError
 from tutelage.launcher import Launch, Launcher, LauncherUnreachable, Resources, Status
-from tutelage.runs.attempt import CLOSED, OUTCOME, claims, close
+from tutelage.runs.attempt import CLOSED, OUTCOME, claims, close, last_outcome, last_start
 from tutelage_plugins.launchers import outcomes
 from tutelage_plugins.launchers.environment import environment, essential
 
@@ -247,7 +247,7 @@ def _status(launch: Launch, jobs: list[Job]) -> Status:
     over = (launch.folder / OUTCOME).exists()
     living = [job for job in jobs if job.state not in ENDS]
     for job in sorted(living, key=lambda job: job.state in PENDING):
-        if job.state not in PENDING:
+        if job.state not in PENDING and job.restarts <= max(0, last_start(launch.folder)):
             return Status(state="running", where=job.nodes, detail=_again(job))
         if job.restarts or not over:
             return Status(state="pending", detail=", ".join(filter(None, [job.reason, _again(job)])))
@@ -281,7 +281,7 @@ def _again(job: Job) -> str:
 
 def _is_open(launch: Launch) -> bool:
     """Whether its folder does not tell how an attempt ended, which may have begun."""
-    return not (launch.folder / OUTCOME).exists() and ((launch.folder / CLOSED).exists() or bool(claims(launch.folder)))
+    return last_outcome(launch.folder) is None and ((launch.folder / CLOSED).exists() or bool(claims(launch.folder)))
 
 
 def _parsed(line: str) -> Job:

@@ -34,6 +34,7 @@ from tutelage_server.problems import refused
 from tutelage_server.settings import Settings
 from tutelage_server.store.store import Store
 from tutelage_server.store.tables import Audit, Key, Tenant, Usage, now
+from tutelage_server.times import in_utc
 
 Asked = Request[Caller, Any, Any]
 Limit = Annotated[int, Parameter(ge=1, le=200, description="How many to show at most.")]
@@ -77,7 +78,8 @@ def create_key(
 ) -> KeyMade:
     """Make a key. Its text is in this answer and nowhere else."""
     caller = request.user
-    if data.expires_at is not None and data.expires_at <= now():
+    expires_at = None if data.expires_at is None else in_utc(data.expires_at, "expires_at")
+    if expires_at is not None and expires_at <= now():
         raise refused(422, "expires_at", "has passed", "give a time to come")
     text = ""
 
@@ -87,7 +89,7 @@ def create_key(
         most = limits_of(session, settings.limits, tenant_id).requests_per_minute
         if data.requests_per_minute is not None and data.requests_per_minute > most:
             raise refused(422, "requests_per_minute", f"is more than the {most} that are allowed", "make it smaller")
-        key, text = make_key(session, tenant_id, data.name, data.scopes, data.expires_at, data.requests_per_minute)
+        key, text = make_key(session, tenant_id, data.name, data.scopes, expires_at, data.requests_per_minute)
         return 201, msgspec.to_builtins(show_key(key))
 
     answer = once(store, caller, idempotency_key(request), body_hash(request, msgspec.json.encode(data)), make)

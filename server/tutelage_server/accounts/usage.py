@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from tutelage_server.accounts.caller import Caller
@@ -27,11 +28,14 @@ def add_usage(
     at: datetime | None = None,
 ) -> None:
     """Add to what a key used this month (or in the month of `at`), in the caller's transaction."""
-    month = month_of(at)
-    row = session.get(Usage, (tenant_id, month, key_id), with_for_update=True)
-    if row is None:
-        row = Usage(tenant_id=tenant_id, month=month, key_id=key_id, requests=0, jobs=0, gpu_seconds=0.0, usd=0.0)
-        session.add(row)
+    which = (tenant_id, month_of(at), key_id)
+    row = session.get(Usage, which, with_for_update=True)
+    if row is None:  # and others may be about to add it too
+        insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+        zeros = {"requests": 0, "jobs": 0, "gpu_seconds": 0.0, "usd": 0.0}
+        new = {"tenant_id": which[0], "month": which[1], "key_id": which[2], **zeros}
+        session.execute(insert(Usage).values(new).on_conflict_do_nothing())
+        row = session.get_one(Usage, which, with_for_update=True)
     row.requests += requests
     row.jobs += jobs
     row.gpu_seconds += gpu_seconds

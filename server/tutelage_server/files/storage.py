@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,20 @@ def open_file(settings: Settings, file: StoredFile, start: int = 0, end: int | N
     return storage_of(settings).blocks(file.object, start, end)
 
 
-def open_lines(settings: Settings, file: StoredFile, longest: int) -> Iterator[bytes]:
-    """The lines of a file, without their ends; of a longer line only so many bytes and one more."""
+def lines_in(blocks: Iterable[bytes], longest: int) -> Iterator[bytes]:
+    """The lines of what comes in blocks, without their ends; of a longer line only so many bytes and one more."""
     rest = b""
-    for block in open_file(settings, file):
+    for block in blocks:
         *whole, rest = (rest + block).split(b"\n")
         yield from (line[: longest + 1] for line in whole)
         rest = rest[: longest + 1]
     if rest:
         yield rest
+
+
+def open_lines(settings: Settings, file: StoredFile, longest: int) -> Iterator[bytes]:
+    """The lines of a stored file, as `lines_in` gives them."""
+    return lines_in(open_file(settings, file), longest)
 
 
 def place_file(settings: Settings, file: StoredFile, path: Path) -> None:

@@ -29,6 +29,7 @@ from tutelage_server.problems import Refused, refused
 from tutelage_server.settings import Settings
 from tutelage_server.store.store import Store
 from tutelage_server.store.tables import StoredFile, Tenant, new_id, now
+from tutelage_server.times import in_utc
 
 _OPEN_UPLOADS = 1000
 "Of one tenant."
@@ -46,7 +47,8 @@ def announce(session: Session, settings: Settings, tenant_id: str, new: NewFile)
         Refused: 413 or 403 by quota, 422 for what can't be a name or a time.
     """
     name = check_name(new.name)
-    if new.expires_at is not None and new.expires_at <= now():
+    expires_at = None if new.expires_at is None else in_utc(new.expires_at, "expires_at")
+    if expires_at is not None and expires_at <= now():
         raise refused(422, "expires_at", "has passed", "give a time to come")
     if new.bytes == 0 and new.sha256 not in (None, hashlib.sha256().hexdigest()):
         raise refused(422, "sha256", "is not that of an empty file", "give its size and hash as they are")
@@ -61,12 +63,12 @@ def announce(session: Session, settings: Settings, tenant_id: str, new: NewFile)
         purpose=new.purpose,
         status="uploading",
         created_at=now(),
-        expires_at=new.expires_at,
+        expires_at=expires_at,
     )
     if new.sha256 is not None:
         there = list(session.scalars(_same_bytes(tenant_id, new.sha256, new.bytes)))
         for each in sorted(there, key=lambda each: each.status != "processed"):
-            if (each.name, each.purpose, each.expires_at) == (name, new.purpose, new.expires_at):
+            if (each.name, each.purpose, each.expires_at) == (name, new.purpose, expires_at):
                 return each, False
         if whole := next((each for each in there if each.status == "processed"), None):
             file.status, file.received, file.object = "processed", whole.bytes, whole.object

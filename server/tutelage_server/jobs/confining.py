@@ -153,19 +153,28 @@ class Confiner:
         found.after.append(job.id)
         if root:
             found.foreseen[reference.path] = root
-        return f"{beside}/stages/{stage}/artifact" if stage else beside
+        return f"{beside}/stages/{stage}/{self._made_by(job, stage)}" if stage else beside
 
     def _data_of(self, job: Job, stage: str, place: str) -> str:
         if not stage:
             raise TutelageError.at(
                 place, f"says not which stage of {job.id} made the data", f"write job:{job.id}/STAGE"
             )
-        artifact = job_folder(self._settings, job.id) / "run" / "stages" / stage / "artifact" / _DATASET
-        if not artifact.is_file() or artifact.is_symlink():
+        folder = job_folder(self._settings, job.id)
+        try:
+            data = run_artifact(folder / "run", stage, place) / _DATASET
+        except TutelageError:
+            data = None
+        if data is None or not data.is_file() or data.is_symlink():
             wrong = f"the stage {stage} of {job.id} has made no data" + ("" if job.state in TERMINAL else " yet")
             fix = "" if job.state in TERMINAL else "wait until it has"
             raise TutelageError.at(place, wrong, fix)
-        return f"../{job.id}/run/stages/{stage}/artifact/{_DATASET}"
+        return f"../{job.id}/{data.relative_to(folder)}"
+
+    def _made_by(self, job: Job, stage: str) -> str:
+        """The folder in which a stage that has not ended will leave its model."""
+        resolved = resolve(read_file(job_folder(self._settings, job.id) / "recipe.yaml"), Path(), self._host)
+        return resolved.adapters[stage].artifact
 
     def _root(self, job_id: str, depth: int = 10) -> str:
         """The model that a job began with, as other jobs' folders see it; '' when that can't be told."""

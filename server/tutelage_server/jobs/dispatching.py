@@ -113,6 +113,12 @@ class Dispatcher:
         except LauncherUnreachable as error:
             self._notice(name, jobs, str(error))
             statuses = None
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # what attempts and people say counts all the same
+            LOG.exception("the launcher %s failed", name)
+            self._notice(name, jobs, f"its launcher failed ({type(error).__name__})")
+            statuses = None
         else:
             self._notice(name, jobs, "")
         for job in jobs:
@@ -167,15 +173,22 @@ class Dispatcher:
                 tender.launch(job, fresh)
             except NotMine:
                 continue
-            except (LauncherUnreachable, StoreUnavailable):
-                raise
+            except LauncherUnreachable as error:  # busy, or away; the others' statuses will show which
+                LOG.warning("%s can't be launched now: %s", job.id, error)
+                return
             except OSError as error:  # a full disk, say; it starts when there is room
                 LOG.warning("%s can't be launched now: %s", job.id, error)
 
     def _find(self, tender: Tender, jobs: list[Job]) -> None:
         for job in jobs:
-            with contextlib.suppress(NotMine):
+            try:
                 tender.find(job)
+            except NotMine:
+                continue
+            except (LauncherUnreachable, StoreUnavailable):
+                raise
+            except Exception:  # the other jobs are to be looked after
+                LOG.exception("%s can't be looked for now", job.id)
 
     def _tend(self, tender: Tender, job: Job, status: Status | None) -> None:
         try:

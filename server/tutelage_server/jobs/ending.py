@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from tutelage.launcher import Status
 from tutelage.runs.attempt import LOG, OUTCOME, Outcome
 from tutelage.runs.folder import RECORD
+from tutelage_server.accounts.limits import limits_of
 from tutelage_server.accounts.usage import add_usage
 from tutelage_server.jobs.launching import resources_of
 from tutelage_server.jobs.scheduling import decayed, weight
@@ -29,6 +30,7 @@ from tutelage_server.jobs.states import (
     WAITING,
     transition,
 )
+from tutelage_server.settings import Settings
 from tutelage_server.store.tables import Event, Job, Tenant, now
 
 LONGEST_BACKOFF = 600.0
@@ -49,13 +51,6 @@ class Verdict(msgspec.Struct, kw_only=True, frozen=True):
     by: str = "run"
     retry: bool = False
     "Whether it begins anew by the machine's fault, which is counted."
-
-
-def read_outcome(folder: Path) -> Outcome | None:
-    """What an attempt said of its end; None when it said nothing (yet), or nothing that can be read."""
-    with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return msgspec.json.decode((folder / OUTCOME).read_bytes(), type=Outcome)
-    return None
 
 
 def outcome_of_record(folder: Path, run: Path) -> Outcome | None:
@@ -144,6 +139,23 @@ def _who_asked(session: Session, job: Job) -> str:
     return str(data["by"]) if data else "request"
 
 
+def afford(session: Session, job: Job, verdict: Verdict, settings: Settings) -> Verdict:
+    """End a job that is to go on by itself where that might cost more than it may: what was promised when it was taken
+    in holds for all of its attempts together. Called after `account`."""
+    hourly = settings.hourly_usd
+    limits = [limits_of(session, settings.limits, job.tenant_id).job_usd, (job.estimate or {}).get("limit_usd")]
+    most = min((limit for limit in limits if limit is not None), default=None)
+    if most is None or hourly is None or verdict.state != QUEUED or verdict.by == "request":
+        return verdict
+    resources = resources_of(job)
+    next_usd = 0.0 if verdict.retry else (resources.minutes or 0) / 60 * weight(resources) * hourly
+    if job.spent_usd + next_usd <= most:
+        return verdict
+    what = verdict.reason.partition(";")[0]
+    cost = f"it has cost {job.spent_usd:.2f} USD, and going on might cost more than the {most:.2f} that it may"
+    return Verdict(state=FAILED, reason=f"{what}; {cost}; retry it to go on from its checkpoint", by="launcher")
+
+
 def account(session: Session, job: Job, folder: Path, hourly_usd: float | None) -> None:
     """Add what an ended attempt used to its job, its key's usage of the month and its tenant's share."""
     resources = resources_of(job)
@@ -152,8 +164,8 @@ def account(session: Session, job: Job, folder: Path, hourly_usd: float | None) 
     usd = device_seconds / 3600 * (hourly_usd or 0.0)
     job.spent_usd += usd
     gpu_seconds = seconds * resources.nodes * resources.gpus
+    tenant = session.get_one(Tenant, job.tenant_id, with_for_update=True)  # before its usage, as who submits does
     add_usage(session, job.tenant_id, job.key_id, gpu_seconds=gpu_seconds, usd=usd)
-    tenant = session.get_one(Tenant, job.tenant_id, with_for_update=True)
     clock = now()
     tenant.used = decayed(tenant.used, tenant.used_at, clock) + device_seconds
     tenant.used_at = clock
@@ -169,10 +181,8 @@ def _seconds(folder: Path) -> float:
     began = _began(folder)
     if began is None:
         return 0.0
-    for name in (OUTCOME, LOG):
-        with contextlib.suppress(OSError):
-            return max(0.0, (folder / name).stat().st_mtime - began)
-    return max(0.0, time.time() - began)
+    ends = [file.stat().st_mtime for name in (OUTCOME, LOG) if (file := folder / name).exists()]
+    return max(0.0, max(ends, default=time.time()) - began)
 
 
 def _at_the_time_limit(job: Job, saved: bool) -> Verdict:

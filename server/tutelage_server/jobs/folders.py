@@ -19,6 +19,11 @@ from tutelage_server.store.tables import Job
 _UNBORN_SECONDS = 86_400
 
 
+def staging_folder(settings: Settings, job_id: str) -> Path:
+    """Where a job's folder is written before there is such a job."""
+    return settings.folder / "jobs" / f".{job_id}.new"
+
+
 def write_secrets(path: Path, secrets: dict[str, str]) -> None:
     """Write secrets so that their owner alone can read them, from the first byte on."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -43,8 +48,10 @@ def forget_unborn(store: Store, settings: Settings, older: float = _UNBORN_SECON
     """
     old = list(_older(settings.folder / "jobs", older))
     names = [path.name for path in old if not path.name.startswith(".")]
+    known: set[str] = set()
     with store.reading() as session:
-        known = set(session.scalars(select(Job.id).where(Job.id.in_(names))))
+        for start in range(0, len(names), 500):
+            known.update(session.scalars(select(Job.id).where(Job.id.in_(names[start : start + 500]))))
     unborn = [path for path in old if path.name not in known]
     for path in unborn:
         shutil.rmtree(path, ignore_errors=True)

@@ -50,6 +50,7 @@ from tutelage_server.problems import refused
 from tutelage_server.settings import Settings
 from tutelage_server.store.store import Store
 from tutelage_server.store.tables import Job
+from tutelage_server.times import in_utc
 
 Asked = Request[Caller, Any, Any]
 TheStore = NamedDependency[Store]
@@ -111,7 +112,7 @@ def list_jobs(
     if sweep is not None:
         mine = mine.where(Job.sweep == sweep)
     if created_after is not None:
-        mine = mine.where(Job.created_at > created_after.astimezone())
+        mine = mine.where(Job.created_at > in_utc(created_after, "created_after"))
     for each in label or []:
         key, equals, value = each.partition("=")
         if not key or set(key) & set('"\\'):

@@ -253,7 +253,7 @@ class Scheduler:
         mine = list(self._launchers)
         rows = session.execute(
             select(
-                *(Job.id, Job.tenant_id, Job.key_id, Job.launcher, Job.machine, Job.resources, Job.priority),
+                *(Job.id, Job.tenant_id, Job.key_id, Job.launcher, Job.resources, Job.priority),
                 *(Job.after, Job.wanted, Job.created_at, Job.not_before),
             ).where(
                 Job.state == QUEUED,
@@ -273,7 +273,7 @@ class Scheduler:
             after, reason = verdict_of_dependencies(row.after, states)
             if after in TERMINAL:
                 decided.append((row.id, after, reason, []))
-            elif after and (row.machine == self._machine or (not row.machine and self._sees(row.id))):
+            elif after and self._sees(row.id):  # wherever it ran before: with its folder, its checkpoint is here
                 queued.append(row)
         if queued:
             decided += [

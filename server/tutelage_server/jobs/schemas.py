@@ -52,7 +52,8 @@ class Submission(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = {}
     labels: Annotated[dict[str, str], Meta(max_length=64, description="To list jobs by.")] = {}
     max_usd: Annotated[
-        Annotated[float, Meta(ge=0)] | None, Meta(description="Refuse it (402) when it may cost more.")
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="Refuse it (402) when it may cost more; go on by itself only within it."),
     ] = None
     sweep: Annotated[
         dict[str, list[Any]],

@@ -41,8 +41,10 @@ def steer(store: Store, caller: Caller, job_id: str, verb: Verb) -> Job:
         by, aim = f"key:{caller.key_id}", _AIMS[verb]
         if job.state == aim or (job.state in ON_A_MACHINE and job.wanted == _WANTED[verb]):
             return job
-        if job.state in TERMINAL or (job.state == CANCELLING and verb != "cancel"):
+        if job.state in TERMINAL:
             raise NotAllowed(job.id, job.state, aim)
+        if verb != "cancel" and (job.state == CANCELLING or job.wanted == "cancel"):  # also before it is seen to
+            raise NotAllowed(job.id, CANCELLING, aim)
         if job.state in (QUEUED, WAITING, PAUSED):
             transition(session, job, aim, reason=f"{verb} was asked for", by=by, wanted="run")
         elif verb == "resume" and job.state != PAUSING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from tutelage.errors import TutelageError
 from tutelage.launcher import Launch, Launcher, LauncherUnreachable, Status
-from tutelage.runs.attempt import CLOSED, Outcome, close
+from tutelage.runs.attempt import CLOSED, Outcome, close, last_outcome
 from tutelage.runs.folder import EVENTS
 from tutelage_server.jobs import ending
 from tutelage_server.jobs.following import ingest, read_events, saved_something
@@ -22,6 +23,7 @@ from tutelage_server.store.store import Store, lock_job
 from tutelage_server.store.tables import Job, now
 
 ALIVE = ("pending", "running")
+_log = logging.getLogger("tutelage.dispatcher")
 
 
 class Pace(msgspec.Struct, kw_only=True, frozen=True):
@@ -102,13 +104,20 @@ class Tender:
         try:
             launch.environment |= secrets_of(self._settings, job)
             handle = ("" if fresh else self._launcher.find(launch)) or self._launcher.launch(launch)
-        except LauncherUnreachable:
+        except (LauncherUnreachable, OSError):
             raise
         except TutelageError as error:
-            if not close(launch.folder):
-                self._end(job, launch, None, Status(state="absent", detail=f"it can't be started: {error}"))
-            return
-        self._keep_handle(job, handle)
+            self._give_up(job, launch, str(error))
+        except Exception as error:  # a launcher's fault, whoever wrote it
+            _log.exception("the launcher failed to launch %s", launch.name)
+            self._give_up(job, launch, f"its launcher failed ({type(error).__name__})")
+        else:
+            self._keep_handle(job, handle)
+
+    def _give_up(self, job: Job, launch: Launch, why: str) -> None:
+        """End an attempt that can't be started, unless it was all the same."""
+        if not close(launch.folder):
+            self._end(job, launch, None, Status(state="absent", detail=f"it can't be started: {why}"))
 
     def find(self, job: Job) -> None:
         """Look for an attempt whose launch was not answered, where it began or is to end.
@@ -136,20 +145,22 @@ class Tender:
                 transition(
                     session, job, RUNNING, reason=f"on {status.where}" if status and status.where else "", by="launcher"
                 )
-        outcome = ending.read_outcome(launch.folder)  # first: then all of the run's events are there
+        # First: then all of the run's events are there. One that is to begin again left its former start's.
+        outcome = None if status and status.state == "pending" else last_outcome(launch.folder)
         self._ingest(job)
         if outcome is not None:
             self._conclude(job, launch, outcome, status)
         elif status is None:
             return
         elif status.state in ALIVE:
-            self._memory(job).absent_since = self._memory(job).buried_at = None
+            memory = self._memory(job)
+            memory.absent_since = memory.buried_at = memory.outcome_since = None
             if job.state in (PAUSING, CANCELLING):
                 self._stop(job, launch, status)
         elif self._is_over(job, launch, status, begun):
             self._ingest(job)
             run = job_folder(self._settings, job.id) / "run"
-            outcome = ending.read_outcome(launch.folder) or ending.outcome_of_record(launch.folder, run)
+            outcome = last_outcome(launch.folder) or ending.outcome_of_record(launch.folder, run)
             self._end(job, launch, outcome, status)
 
     def _believed(self, job: Job, launch: Launch, status: Status | None) -> Status | None:
@@ -232,10 +243,13 @@ class Tender:
     def _end(self, job: Job, launch: Launch, outcome: Outcome | None, status: Status | None) -> None:
         alive = status is None or status.state in ALIVE
         known = status or Status(state="running")
+        with contextlib.suppress(OSError):  # a cluster may start again what ended; on a full disk that is a small risk
+            close(launch.folder)
         with self._holding(job) as (session, locked):
             verdict = ending.judge(locked, outcome, known, saved_something(locked))
             if verdict.state in TERMINAL or not alive:
                 ending.account(session, locked, launch.folder, self._settings.hourly_usd)
+                verdict = ending.afford(session, locked, verdict, self._settings)
                 ending.apply(session, locked, verdict, self._pace.backoff)
                 return
         if status is not None:  # another attempt may follow, so nothing of this one is to live on

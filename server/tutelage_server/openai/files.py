@@ -24,7 +24,7 @@ from tutelage_server.files.deleting import delete_file as forget_file
 from tutelage_server.files.downloads import download
 from tutelage_server.files.finding import files_of, find_file, whole_file
 from tutelage_server.files.incoming import Incoming
-from tutelage_server.files.storage import open_file, open_lines
+from tutelage_server.files.storage import BLOCK, lines_in, open_file, open_lines
 from tutelage_server.jobs.states import SUCCEEDED
 from tutelage_server.openai.forms import Form, read_form
 from tutelage_server.openai.parameters import After, Calling, Id, TheSettings, TheStore
@@ -90,9 +90,9 @@ def _keep(request: Calling, store: Store, incoming: Incoming, form: Form) -> Ope
     incoming.close()
     name = form.filename
     if purpose == "fine-tune":
-        with incoming.path.open("rb") as lines:
+        with incoming.path.open("rb") as stream:
             try:
-                check_jsonl(lines)
+                check_jsonl(lines_in(iter(lambda: stream.read(BLOCK), b""), LONGEST_LINE))
             except NotJsonl as error:
                 raise refused(400, "file", str(error), code="invalid_file_format") from None
         if not name.lower().endswith(".jsonl"):

@@ -9,7 +9,7 @@ from litestar import MediaType, Request, Response, get
 from litestar.di import NamedDependency
 from msgspec import Meta
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from sqlalchemy import text
+from sqlalchemy import select
 
 from tutelage import __version__
 from tutelage_server.accounts.caller import Caller, requires
@@ -38,7 +38,7 @@ def healthz() -> Health:
 def readyz(store: NamedDependency[Store]) -> Health:
     """Whether the server can do its work: 503 while its store can't be reached."""
     with store.reading() as session:
-        session.execute(text("select 1"))
+        session.execute(select(Tenant.id).limit(1))
     return Health()
 
 

@@ -6,12 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, select, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import Engine, create_engine, event, make_url, select, text
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from tutelage.errors import TutelageError
 from tutelage_server.store.tables import Job
+
+PATIENCE = 60.0
+"Seconds after which PostgreSQL ends a transaction of which nothing is heard any more."
 
 
 class StoreUnavailable(TutelageError):
@@ -23,10 +26,11 @@ class StoreUnavailable(TutelageError):
 class Store:
     """A database by its address: SQLite (WAL) or PostgreSQL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float = PATIENCE) -> None:
+        """`patience` is how many seconds others on PostgreSQL wait for a transaction of which nothing is heard."""
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
-        self.engine = _sqlite(url) if self.is_sqlite else create_engine(url, pool_pre_ping=True, pool_size=20)
+        self.engine = _sqlite(url) if self.is_sqlite else _postgresql(url, patience)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextlib.contextmanager
@@ -74,6 +78,9 @@ class Store:
             if isinstance(error, OperationalError) or error.connection_invalidated:
                 wrong = f"can't be used now: {str(error.orig).strip().splitlines()[0] if str(error.orig) else error}"
                 raise StoreUnavailable.at("the database", wrong, "try again in a moment") from error
+            if self.is_sqlite and type(error) is DatabaseError:  # no database at all, or no whole one
+                damaged = f"{self.engine.url.database} is damaged: {error.orig}"
+                raise StoreUnavailable.at("the database", damaged, "stop the server and put a copy back") from error
             raise
 
 
@@ -83,6 +90,22 @@ def lock_job(session: Session, job_id: str, tenant_id: str | None = None) -> Job
     if tenant_id is not None:
         wanted = wanted.where(Job.tenant_id == tenant_id)
     return session.scalars(wanted.execution_options(populate_existing=True)).one_or_none()
+
+
+def _postgresql(url: str, patience: float) -> Engine:
+    """A server that is not there is told in seconds; a process that was stopped, or cut off, amid a transaction loses
+    its locks, for those of others wait for them."""
+    timely = {"connect_timeout": 10, "tcp_user_timeout": int(1000 * patience)}
+    chosen = make_url(url).query
+    mine = {name: value for name, value in timely.items() if name not in chosen}
+    engine = create_engine(url, pool_pre_ping=True, pool_size=20, connect_args=mine)
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.execute(f"set idle_in_transaction_session_timeout = {int(1000 * patience)}")
+        connection.commit()
+
+    return engine
 
 
 def _sqlite(url: str) -> Engine:

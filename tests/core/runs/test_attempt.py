@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.runs.attempt import Claim, claims, close, is_alive, started_at
+from tutelage.runs.attempt import Claim, claims, close, is_alive, last_outcome, last_start, started_at
 
 SH = ["/bin/sh", "-c"]
 
@@ -95,6 +95,16 @@ def test_a_requeued_job_of_slurm_runs_again(folder):
         run(folder, SLURM_RESTART_COUNT=restart)
     assert (folder.parents[1] / "ran").read_text() == "once\n" * 2
     assert len(claims(folder)) == 2
+
+
+def test_what_a_former_start_said_counts_until_the_next_begins(folder):
+    order(folder, "exit ${SLURM_RESTART_COUNT}")
+    run(folder, SLURM_RESTART_COUNT="3")
+    assert (last_outcome(folder).exit_code, last_start(folder)) == (3, 3)
+    (folder / "claimed-4.json").write_bytes((folder / "claimed-3.json").read_bytes())
+    assert (last_outcome(folder), last_start(folder)) == (None, 4)
+    (folder / "outcome.json").write_text("{")
+    assert last_outcome(folder) is None
 
 
 def test_a_closed_attempt_never_runs(folder):

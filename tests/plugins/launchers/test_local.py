@@ -162,6 +162,16 @@ def test_what_the_machine_lacks_is_refused_before_a_job_is_accepted():
     assert launcher.problems(Resources(gpus=1, cpus=2, memory_gib=8)) == []
 
 
+def test_an_attempt_that_dies_before_it_begins_has_ended_and_says_why(bench, monkeypatch):
+    monkeypatch.setattr("tutelage_plugins.launchers.local.FORKING", 0.0)
+    attempt = bench.attempt("pass")
+    (attempt.folder / "attempt.json").write_text("no order")
+    handle = bench.launcher.launch(attempt)
+    found = bench.ended(handle, attempt)
+    assert "JSON is malformed" in found.detail
+    assert not claims(attempt.folder)
+
+
 def test_an_attempt_that_stalls_in_its_launch_is_given_up_after_a_while(bench):
     attempt = bench.attempt("pass")
     (attempt.folder / "launched").touch()

@@ -11,7 +11,7 @@ from slurm import slurm_cluster
 import tutelage
 from tutelage.config import convert
 from tutelage.launcher import LauncherUnreachable, Resources
-from tutelage.runs.attempt import claims
+from tutelage.runs.attempt import claims, last_outcome
 from tutelage.testing.launchers import _UNTIL_TOLD, Bench, LauncherContract
 from tutelage_plugins.launchers.slurm import Slurm
 
@@ -117,6 +117,29 @@ def test_a_job_that_slurm_starts_again_is_the_same_attempt(cluster, bench):
     assert (found.why, found.exit_code) == ("exited", 5)
     assert len(claims(attempt.folder)) == 2
     assert bench.launcher.find(attempt) == handle
+
+
+def test_what_a_former_start_saved_and_said_is_not_the_end(cluster, bench):
+    """The run saves when it is preempted, and its outcome lies there while the job waits and runs again."""
+    attempt = bench.attempt(_UNTIL_TOLD)
+    handle = bench.launcher.launch(attempt)
+    bench.began(attempt)
+    control(cluster, "scontrol", "requeue", handle)
+    bench.until((attempt.folder / "outcome.json").exists)
+    assert last_outcome(attempt.folder).exit_code == 143
+    seen = set()
+
+    def again() -> bool:
+        seen.add(bench.status(handle, attempt).state)
+        return len(claims(attempt.folder)) == 2
+
+    bench.until(again)
+    assert "ended" not in seen
+    assert last_outcome(attempt.folder) is None
+    assert bench.status(handle, attempt).state == "running"
+    bench.launcher.stop(handle, attempt)
+    bench.ended(handle, attempt)
+    assert last_outcome(attempt.folder).start == 1
 
 
 def test_two_jobs_of_one_name_are_one_attempt(cluster, bench):

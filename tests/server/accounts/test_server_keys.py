@@ -130,6 +130,8 @@ def test_keys_are_listed_in_pages_without_their_secrets(tmp_path):
         ({"name": "x", "scopes": []}, "scopes"),
         ({"name": "x", "scopes": ["root"]}, "scopes"),
         ({"name": "x", "scopes": ["read"], "expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
+        ({"name": "x", "scopes": ["read"], "expires_at": "2001-01-01T00:00:00"}, "expires_at"),
+        ({"name": "x", "scopes": ["read"], "expires_at": "9999-12-31T23:59:59-12:00"}, "expires_at"),
         ({"name": "x", "scopes": ["read"], "requests_per_minute": 601}, "requests_per_minute"),
         ({"scopes": ["read"]}, "name"),
     ],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import pytest
 from clusters import Cluster, Service, until
 from sqlalchemy import update
 
-from tutelage.launcher import Resources
+from tutelage.launcher import LauncherUnreachable, Resources, Status
 from tutelage_server.jobs.events import append_event
 from tutelage_server.jobs.states import TERMINAL, transition
 from tutelage_server.jobs.tending import Pace
@@ -112,6 +114,155 @@ def test_nothing_of_an_old_attempt_lives_when_the_next_begins(service):
     assert (service.job(job).state, attempt.kills) == ("running", 1)
     dispatcher.step()
     assert service.states(job)[-1] == "queued"
+
+
+class TestAClusterThatStartsAnAttemptAgain:
+    """As Slurm does after a preemption, for which the former start saved, ended, and left its outcome."""
+
+    @pytest.fixture
+    def preempted(self, service):
+        job, dispatcher, attempt = started(service)
+        service.cluster.preempt(attempt)
+        return job, dispatcher, attempt
+
+    def test_it_is_left_alone_while_it_waits_and_when_it_runs(self, service, preempted):
+        job, dispatcher, attempt = preempted
+        for _ in range(3):
+            dispatcher.step()
+        assert service.cluster.begin(attempt)
+        for _ in range(3):
+            dispatcher.step()
+        assert (service.job(job).state, service.job(job).attempt, attempt.kills) == ("running", 1, 0)
+        service.cluster.finish(attempt, 0)
+        dispatcher.step()
+        assert service.job(job).state == "succeeded"
+
+    def test_what_its_former_start_said_is_not_taken_for_the_end_of_the_last(self, service, preempted):
+        job, dispatcher, attempt = preempted
+        service.cluster.finish(attempt, 2, reason="of the former start", start=0)
+        attempt.status = Status(state="pending")
+        assert service.cluster.begin(attempt)
+        service.cluster.vanish(attempt)
+        dispatcher.lead = lambda: None  # nothing is scheduled anew
+        for _ in range(3):
+            dispatcher.step()
+        assert service.states(job)[-1] == "queued"
+        assert "node was lost" in service.events(job)[-1].data["reason"]
+
+    def test_what_has_ended_is_never_started_again(self, service, preempted):
+        """The cluster can't be asked: a cancelled job ends by what its attempt said, which is to begin again."""
+        job, dispatcher, attempt = preempted
+        service.cluster.unreachable = True
+        service.want(job, "cancel")
+        for _ in range(2):
+            dispatcher.step()
+        assert service.job(job).state == "cancelled"
+        assert (attempt.folder / "closed.json").exists()
+
+
+class TestALauncherWithAFault:
+    """A third party's, say, which raises what no launcher may."""
+
+    def test_a_job_that_it_can_not_launch_holds_no_other_up(self, service):
+        broken, whole = service.submit(max_retries=0, priority=1), service.submit()
+        launch = service.cluster.launch
+
+        def faulty(one):
+            if broken in one.name:
+                raise KeyError("secret-detail")
+            return launch(one)
+
+        service.cluster.launch = faulty
+        service.dispatcher().step()
+        assert service.job(whole).handle
+        row = service.job(broken)
+        assert row.state == "failed"
+        assert "its launcher failed (KeyError)" in row.reason
+        assert "secret-detail" not in row.reason
+
+    def test_a_job_that_it_can_not_find_holds_no_other_up(self, service):
+        service.cluster.loses_answers = True
+        jobs = [service.submit() for _ in range(2)]
+        service.dispatcher().step()
+        service.cluster.loses_answers = False
+        find = service.cluster.find
+
+        def faulty(one):
+            if jobs[0] in one.name:
+                raise KeyError
+            return find(one)
+
+        service.cluster.find = faulty
+        with service.store.writing() as session:
+            session.execute(update(Job).values(lease="", wanted="cancel"))
+        dispatcher = service.dispatcher()
+        for _ in range(3):
+            dispatcher.step()
+        assert service.job(jobs[1]).state == "cancelled"
+
+    def test_outcomes_count_although_it_can_not_say_how_attempts_are(self, service):
+        job, dispatcher, attempt = started(service)
+
+        def faulty(attempts):
+            raise KeyError
+
+        service.cluster.statuses = faulty
+        dispatcher.step()
+        assert service.job(job).state == "running"
+        service.cluster.finish(attempt, 0)
+        dispatcher.step()
+        assert service.job(job).state == "succeeded"
+        assert [event.data["text"] for event in service.events(job) if event.kind == "notice"] == [
+            "cluster can't be asked now, and this job is left as it is: its launcher failed (KeyError)"
+        ]
+
+
+class TestMoney:
+    """36 USD an hour; an attempt of sixteen minutes costs 9.60."""
+
+    def after_its_time_limit(self, tmp_path, **fields):
+        service = Service(tmp_path, hourly_usd=36.0, limits=fields.pop("limits", {}))
+        job, dispatcher, attempt = started(service, resources=Resources(minutes=16), usd=9.6, **fields)
+        service.cluster.tell(attempt, "checkpoint", step=1)
+        return service, job, dispatcher, attempt
+
+    def end(self, service, attempt, **fields):
+        os.utime(attempt.folder / "claimed-0.json", (time.time() - 960,) * 2)
+        service.cluster.finish(attempt, 143, **fields)
+
+    @pytest.mark.parametrize(
+        "fields", [{"limits": {"job_usd": 10.0}}, {"estimate": {"limit_usd": 19.0}}, {"limits": {"job_usd": 19.0}}]
+    )
+    def test_a_job_goes_on_after_its_time_limit_only_as_far_as_its_money_reaches(self, tmp_path, fields):
+        service, job, dispatcher, attempt = self.after_its_time_limit(tmp_path, **fields)
+        self.end(service, attempt, why="time-limit")
+        dispatcher.step()
+        row = service.job(job)
+        assert (row.state, row.attempt) == ("failed", 1)
+        assert row.usd == pytest.approx(9.6, abs=0.1)
+        assert row.reason.startswith("its time limit of 16 minutes was reached; it has cost 9.6")
+        assert row.reason.endswith("retry it to go on from its checkpoint")
+
+    @pytest.mark.parametrize("fields", [{}, {"limits": {"job_usd": 20.0}}])
+    def test_it_goes_on_where_there_is_money(self, tmp_path, fields):
+        service, job, dispatcher, attempt = self.after_its_time_limit(tmp_path, **fields)
+        self.end(service, attempt, why="time-limit")
+        dispatcher.step()
+        assert service.states(job)[-1] == "queued"
+
+    def test_a_machines_failure_stops_it_only_when_the_money_is_spent(self, tmp_path):
+        service, job, dispatcher, attempt = self.after_its_time_limit(tmp_path, limits={"job_usd": 15.0})
+        self.end(service, attempt)
+        dispatcher.step()
+        assert service.states(job)[-1] == "queued"
+        dispatcher.step()
+        attempt = service.cluster.of(job)
+        service.cluster.begin(attempt)
+        dispatcher.step()
+        self.end(service, attempt)
+        dispatcher.step()
+        assert service.job(job).state == "failed"
+        assert "it has cost 19.2" in service.job(job).reason
 
 
 def test_a_time_limit_goes_on_only_from_something_saved(service):
@@ -281,6 +432,23 @@ class TestClusterThatCanNotBeAsked:
         assert len(service.cluster.attempts) == 1
         assert service.job(job).handle
 
+    def test_one_that_takes_no_jobs_now_is_asked_about_those_that_it_has(self, service):
+        """As an overloaded controller does, whose answers to a submission take too long."""
+        job, dispatcher, attempt = started(service)
+
+        def busy(launch):
+            raise LauncherUnreachable.at("slurm", "sbatch gave no answer in 30 seconds")
+
+        launch, service.cluster.launch = service.cluster.launch, busy
+        new = service.submit()
+        service.want(job, "pause")
+        dispatcher.step()
+        assert (service.job(job).state, attempt.asked_to_stop) == ("pausing", 1)
+        assert (service.job(new).state, service.job(new).handle) == ("starting", "")
+        service.cluster.launch = launch
+        dispatcher.step()
+        assert service.job(new).handle
+
     def test_it_is_asked_once_for_all_jobs(self, service):
         for _ in range(5):
             service.submit()
@@ -385,6 +553,26 @@ class TestSeveralDispatchers:
         service.dispatcher(machine="here").step()
         assert service.job(job).lease
 
+    def test_what_a_machine_left_queued_goes_on_wherever_its_folder_is(self, tmp_path):
+        service = Service(tmp_path, cluster=Cluster(local=True))
+        job = service.submit()
+        here = service.dispatcher(machine="here")
+        here.step()
+        attempt = service.cluster.of(job)
+        service.cluster.begin(attempt)
+        here.step()
+        service.cluster.vanish(attempt, "killed")
+        here.lead = lambda: None  # the machine goes away before it starts the next attempt
+        for _ in range(2):
+            here.step()
+        assert (service.job(job).state, service.job(job).machine) == ("queued", "here")
+        elsewhere = service.dispatcher(machine="elsewhere")
+        elsewhere._scheduler._is_here = lambda job_id: False
+        elsewhere.step()
+        assert service.job(job).state == "queued"
+        service.dispatcher(machine="there").step()
+        assert (service.job(job).state, service.job(job).machine) == ("starting", "there")
+
 
 class TestEvents:
     def test_a_torn_line_waits(self, service):
@@ -424,9 +612,6 @@ class TestEvents:
 
 
 def test_what_an_attempt_used_is_counted_once(tmp_path):
-    import os
-    import time
-
     service = Service(tmp_path, hourly_usd=36.0)
     job, dispatcher, attempt = started(service, resources=Resources(gpus=2, nodes=3))
     service.cluster.finish(attempt, 0)

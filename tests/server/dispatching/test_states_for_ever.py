@@ -96,6 +96,12 @@ class Lives(RuleBasedStateMachine):
     def vanish(self, data: st.DataObject, why: str) -> None:
         self.cluster.vanish(self._draw(data, "running", "pending"), why)
 
+    @precondition(lambda self: self._in("running"))
+    @rule(data=st.data(), saves=st.booleans())
+    def preempt(self, data: st.DataObject, saves: bool) -> None:
+        """What is running is to begin again, as the same attempt."""
+        self.cluster.preempt(self._draw(data, "running"), saves)
+
     @rule(which=st.sampled_from(["unreachable", "loses_answers"]), on=st.booleans())
     def network(self, which: str, on: bool) -> None:
         setattr(self.cluster, which, on)

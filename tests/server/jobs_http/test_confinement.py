@@ -179,6 +179,33 @@ def test_another_jobs_model_is_named_beside_and_waited_for(service):
     assert service.checker.asked[-1]["model"] == "new"  # of the same shape as what the first will make
 
 
+@pytest.mark.parametrize(("adapter", "folder"), [("full", "model"), ("lora", "adapter")])
+def test_what_a_stage_of_another_job_will_make_is_named_as_the_run_will_call_it(service, adapter, folder):
+    made = recipe(service.upload(TEXT))
+    made["stages"][0]["adapter"] = adapter
+    first = service.job(recipe=made)
+    second = service.job(recipe={**recipe(service.upload(TEXT)), "model": f"job:{first}/learn"})
+    assert service.row(second).after == [first]
+    named = read_file(service.folder(second) / "recipe.yaml")["model"]
+    assert named == f"../{first}/run/stages/learn/{folder}"
+
+
+def test_data_that_another_job_made_is_named_by_its_file(service):
+    first = service.job()
+    asked = recipe(f"job:{first}/pairs")
+    assert "made no data yet" in problems_of(service.submit(recipe=asked))["stages.learn.data.train"]
+    stage = {"name": "pairs", "state": "succeeded", "artifact": "stages/pairs/dataset", "kind": "dataset"}
+    service.run(first, {"run.json": record(stage), "stages/pairs/dataset/data.jsonl": '{"text": "a"}\n'})
+    second = service.job(recipe=asked)
+    named = read_file(service.folder(second) / "recipe.yaml")["stages"][0]["data"]["train"]
+    assert named == f"../{first}/run/stages/pairs/dataset/data.jsonl"
+    assert (service.folder(second) / named).is_file()
+    data = service.folder(first) / "run/stages/pairs/dataset/data.jsonl"
+    data.unlink()
+    data.symlink_to("/etc/passwd")
+    assert "made no data" in problems_of(service.submit(recipe=asked))["stages.learn.data.train"]
+
+
 def test_another_jobs_model_that_is_there_is_named_by_its_folder(service):
     first = service.job()
     artifact = {"state": "succeeded", "artifact": "stages/learn/artifact", "kind": "model"}

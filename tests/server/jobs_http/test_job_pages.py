@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from job_service import JobService, record
+from job_service import JobService, problems_of, record
 from serving import make_key
 
 from tutelage_server.store.tables import new_id
@@ -59,6 +59,16 @@ def test_lists_are_filtered(service):
         assert service.http.get("/v1/jobs", params=wrong).status_code in (400, 422)
 
 
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_times_before_the_first_year_and_after_the_last_are_refused(service, at):
+    listed = service.http.get("/v1/jobs", params={"created_after": at})
+    file = service.http.post("/v1/files", json={"name": "a.jsonl", "bytes": 3, "expires_at": at})
+    assert [problems_of(answer) for answer in (listed, file)] == [
+        {"created_after": "is a time that no calendar here has"},
+        {"expires_at": "is a time that no calendar here has"},
+    ]
+
+
 def test_what_did_not_change_is_not_sent_again(service):
     job = service.job()
     for path in ("/v1/jobs", f"/v1/jobs/{job}"):
@@ -105,6 +115,9 @@ def test_steering_a_job_that_runs_leaves_the_doing_to_the_dispatcher(service):
     assert (paused["state"], paused["wanted"]) == ("running", "pause")
     cancelled = service.http.post(f"/v1/jobs/{job}/cancel").json()
     assert (cancelled["state"], cancelled["wanted"]) == ("running", "cancel")
+    for verb in ("pause", "resume"):  # a colleague's, before the dispatcher has seen to it
+        assert service.http.post(f"/v1/jobs/{job}/{verb}").status_code == 409
+    assert service.row(job).wanted == "cancel"
     service.become(job, "succeeded")
     assert service.http.post(f"/v1/jobs/{job}/pause").status_code == 409
     assert service.http.get(f"/v1/jobs/{job}").json()["state"] == "succeeded"

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
 import time
 
 import pytest
 from job_service import TEXT, JobService, NoChecks, problem, problems_of, recipe, record
 from serving import make_key
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select, update
 
 from tutelage.config import read_file
+from tutelage.launcher import Launcher, LauncherUnreachable
 from tutelage_server.jobs.checking import Checked, Checker
 from tutelage_server.jobs.folders import forget_unborn
 from tutelage_server.jobs.sweeping import covering, expand
 from tutelage_server.store.store import StoreUnavailable
-from tutelage_server.store.tables import Event, Job
+from tutelage_server.store.tables import Event, Job, Usage
 
 
 @pytest.fixture
@@ -209,7 +211,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(service, monkeypatch):
         raise OSError(28, "No space left on device")
 
     fields = {"recipe": recipe(service.upload(TEXT))}
-    monkeypatch.setattr("tutelage_server.jobs.submitting.place_file", full)
+    monkeypatch.setattr("tutelage_server.jobs.drafting.place_file", full)
     answer = service.submit(**fields)
     assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
     assert (count(service), folders(service)) == (0, [])
@@ -247,6 +249,59 @@ def test_a_job_that_never_ran_is_tried_again_too(service):
     assert (service.folder(again["id"]) / "data/story.txt").read_text() == TEXT
     assert service.http.post("/v1/jobs/job-0/retry").status_code == 404
     assert service.http.post(f"/v1/jobs/{first}/retry", headers=service.other).status_code == 404
+
+
+def test_what_no_launcher_is_left_for_is_not_tried_again(service):
+    job = service.job()
+    service.become(job, "cancelled")
+    with service.store.writing() as session:
+        session.execute(update(Job).values(launcher="gone"))
+    answer = service.http.post(f"/v1/jobs/{job}/retry")
+    assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_retry")
+    assert count(service) == len(folders(service)) == 1
+
+
+def test_a_cluster_that_can_not_be_asked_is_a_reason_to_ask_again(service):
+    class Away(Launcher):
+        name = "away"
+        launch = find = statuses = stop = kill = None
+
+        def problems(self, resources):
+            raise LauncherUnreachable.at("slurm", "the cluster can't be asked now: timed out")
+
+    service.submitting._launchers["local"] = Away()
+    answer = service.submit()
+    assert (answer.status_code, answer.json()["code"]) == (503, "launcher_unreachable")
+    assert answer.headers["retry-after"] == "10"
+    assert "timed out" in problems_of(answer)["local"]
+    assert (count(service), folders(service)) == (0, [])
+
+
+def test_the_key_s_jobs_are_counted_as_they_are_made(service):
+    keyed = {"recipe": recipe(service.upload(TEXT)), "headers": {"idempotency-key": "k"}}
+    for _ in range(2):
+        service.submit(**keyed)
+    service.submit(sweep={"stages.learn.trainer.seed": [1, 2, 3]})
+    service.submit(dry_run=True)
+    first = service.job()
+    service.become(first, "cancelled")
+    service.http.post(f"/v1/jobs/{first}/retry")
+    with service.store.reading() as session:
+        assert [row.jobs for row in session.scalars(select(Usage))] == [1 + 3 + 1 + 1]
+
+
+def test_folders_without_jobs_are_found_among_more_than_a_question_may_name(service):
+    kept = service.job()
+    for number in range(1100):
+        (service.settings.folder / "jobs" / f"job-{number}").mkdir()
+
+    @event.listens_for(service.store.engine, "connect")
+    def limit(connection, _):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 600)
+
+    service.store.engine.dispose()
+    assert forget_unborn(service.store, service.settings, older=-1) == 1100
+    assert folders(service) == [kept]
 
 
 @pytest.fixture(scope="module")

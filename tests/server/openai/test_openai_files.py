@@ -9,6 +9,8 @@ import pytest
 from openai_clients import chat_lines, lose_replies, no_sleep, openai_client
 from serving import client, make_key, make_settings
 
+from tutelage_server.openai.validating import LONGEST_LINE, check_jsonl
+
 __all__ = ["no_sleep"]
 
 
@@ -65,6 +67,20 @@ def test_what_is_no_jsonl_is_refused_for_tuning_as_openai_refuses_it(api, data):
         api.files.create(file=("rows.jsonl", data), purpose="fine-tune")
     assert caught.value.param == "file"
     assert list(api.files.list()) == []
+
+
+def test_a_file_without_line_ends_is_not_taken_into_memory_whole(api, monkeypatch):
+    """It may have gigabytes; what is judged of it are lines of at most 8 MiB."""
+    longest = []
+
+    def watched(lines):
+        longest.append(max(map(len, lines)))
+        return check_jsonl([b"x"])
+
+    monkeypatch.setattr("tutelage_server.openai.files.check_jsonl", watched)
+    with pytest.raises(openai.BadRequestError):
+        api.files.create(file=("rows.jsonl", b"x" * (LONGEST_LINE + 2**21)), purpose="fine-tune")
+    assert longest == [LONGEST_LINE + 1]
 
 
 def test_nothing_stays_of_a_file_that_was_refused(tmp_path):

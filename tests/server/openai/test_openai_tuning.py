@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 
@@ -59,6 +60,10 @@ def moved(http, job_id, *states, **fields):
         job = lock_job(session, job_id)
         for state in states:
             transition(session, job, state, by="test", **fields)
+
+
+def hello(api, model):
+    return api.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}])
 
 
 def told(http, job_id, kind, **data):
@@ -135,6 +140,16 @@ def test_bad_data_arrives_as_a_job_that_failed(api, data, method, code):
     events = api.fine_tuning.jobs.list_events(job.id).data
     assert events[0].level == "error"
     assert job.error.message in events[0].message
+
+
+def test_a_job_that_failed_by_its_data_has_nothing_to_be_tried_again(api, http):
+    file = api.files.create(file=("bad.jsonl", chat_lines(3)), purpose="fine-tune").id
+    job = api.fine_tuning.jobs.create(model="tiny", training_file=file)
+    answer = http.post(f"/v1/jobs/{job.id}/retry")
+    assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_retry")
+    assert "must have at least 10 examples" in answer.json()["problems"][0]["fix"]
+    for path in ("", "/events", "/log", "/metrics", "/artifacts"):
+        assert http.get(f"/v1/jobs/{job.id}{path}").status_code == 200
 
 
 def test_what_can_not_be_asked_for_is_refused(api, train):
@@ -277,7 +292,9 @@ def test_a_finished_job_names_its_model_its_tokens_and_its_results(api, http, tr
         {"event": "step", "stage": "tune", "step": 2, "loss": 1.5, "tokens": 40},
     ]
     (run / "events.jsonl").write_bytes(jsonl(events))
-    (run / "run.json").write_text(json.dumps({"name": "fine-tune", "stages": []}))
+    stage = {"name": "tune", "phase": "sft", "adapter": "lora", "state": "succeeded", "artifact": "stages/tune/adapter"}
+    (run / "run.json").write_text(json.dumps({"name": "fine-tune", "stages": [stage]}))
+    (run / "stages" / "tune" / "adapter").mkdir()
     (listed,) = api.fine_tuning.jobs.checkpoints.list(job.id)
     moved(http, job.id, STARTING, RUNNING, SUCCEEDED)
 
@@ -301,12 +318,11 @@ def test_a_finished_job_names_its_model_its_tokens_and_its_results(api, http, tr
     other = openai_client(http, key=make_key(http.app.state.store, tenant=f"{http_names[-1]}-other"))
     assert [model.id for model in other.models.list()] == ["tiny"]
     for ask in (
+        *(functools.partial(hello, api, f"{done.fine_tuned_model}:ckpt-step-{step}") for step in ("3", "x")),
+        functools.partial(hello, other, done.fine_tuned_model),
         lambda: other.models.retrieve(done.fine_tuned_model),
         lambda: other.models.delete(done.fine_tuned_model),
         lambda: other.files.content(results),
-        lambda: other.chat.completions.create(
-            model=done.fine_tuned_model, messages=[{"role": "user", "content": "hi"}]
-        ),
         lambda: api.models.retrieve("ft:org/name"),
     ):
         with pytest.raises(openai.NotFoundError):
