@@ -107,7 +107,8 @@ def _of_framework(error: HTTPException) -> Refused:
 
 
 def _place(extra: dict[str, Any]) -> str:
-    key, source = str(extra.get("key") or ""), str(extra.get("source") or "")
+    key, source = str(extra.get("key") or ""), extra.get("source") or ""
+    source = str(getattr(source, "value", source))
     if source == "body":
         return key or "the body"
     return f"{source} {key}".strip() or "the request"

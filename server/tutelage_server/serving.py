@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -80,6 +81,12 @@ def check_address(settings: Settings) -> None:
     for name in filter(None, (settings.certificate, settings.certificate_key)):
         if not Path(name).is_file():
             raise TutelageError.at("certificate", f"no such file: {name}", "give the path of a PEM file")
+    if settings.certificate:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.certificate_key)
+        except OSError as error:  # ssl.SSLError is one
+            wrong = f"{settings.certificate} and {settings.certificate_key} can't be used: {error}"
+            raise TutelageError.at("certificate", wrong, "give PEM files that belong together") from None
     if settings.is_public and not settings.certificate and not settings.allow_plain_http:
         wrong = f"{settings.host} is a public address, and without TLS keys can be read on the way"
         fix = "set certificate and certificate_key, or allow_plain_http behind a proxy that has TLS"

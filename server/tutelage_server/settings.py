@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from tutelage.config import Config, convert, read_file
+from tutelage.errors import TutelageError
 from tutelage.launcher import Resources
 
 PREFIX = "TUTELAGE_SERVER_"
@@ -134,7 +135,24 @@ def load_settings(file: Path | None = None, **options: Any) -> Settings:
     data |= {
         name: str(value) if isinstance(value, Path) else value for name, value in options.items() if value is not None
     }
-    return convert(data, Settings)
+    settings = convert(data, Settings)
+    if settings.database:
+        _check_database(settings.database)
+    return settings
+
+
+def _check_database(url: str) -> None:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        kind = make_url(url).drivername
+    except (ArgumentError, ValueError):
+        kind = ""
+    if kind not in ("postgresql+psycopg", "sqlite"):
+        # The address may hold a password, and is not shown.
+        fix = "write postgresql+psycopg://USER@HOST/NAME, or leave it out"
+        raise TutelageError.at("database", f"is no address of a database{f' ({kind})' if kind else ''}", fix)
 
 
 def _plain(kind: Any, text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,12 +10,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from tutelage_server.client import Client
+    from tutelage.errors import Problem
+    from tutelage_server.client.client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 EXIT_CODES = {"succeeded": 0, "failed": 1, "waiting": 3, "cancelled": 4}
 "How a command ends that waited for a job; 5 is a lost connection, 130 a job that was left to go on."
+
+
+class Finite(click.FloatRange):
+    """A range of numbers without the endless ones and NaN, which no comparison catches and no JSON holds."""
+
+    name = "float range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A finite number of the range."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def server_option(command: F) -> F:
@@ -34,8 +50,8 @@ def connect(server: str) -> Client:
     Raises:
         TutelageError: when no server is known.
     """
-    from tutelage_server.client import Client
-    from tutelage_server.servers import find_server
+    from tutelage_server.client.client import Client
+    from tutelage_server.client.servers import find_server
 
     return Client(find_server(server), waiting=say)
 
@@ -43,6 +59,26 @@ def connect(server: str) -> Client:
 def say(text: str) -> None:
     """A line for people, where it is in no script's way."""
     click.echo(text, err=True)
+
+
+def each_of(names: tuple[str, ...], act: Callable[[str], T]) -> tuple[list[T], list[Problem]]:
+    """What was done with each, and why with some nothing was: one that the server refuses keeps no other from it.
+
+    Raises:
+        ConnectionLost, and ServerRefused where the server failed
+    """
+    from tutelage_server.client.client import ServerRefused
+
+    done: list[T] = []
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            done.append(act(name))
+        except ServerRefused as error:
+            if error.exit_code != 2:
+                raise
+            problems += error.problems
+    return done, problems
 
 
 def agreed(question: str, place: str) -> bool:

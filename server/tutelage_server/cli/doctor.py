@@ -161,17 +161,18 @@ def _launchers() -> Iterator[Finding]:
 def _server(name: str) -> Iterator[Finding]:
     """Whether a server is reached, is ready, and takes the key."""
     from tutelage.errors import TutelageError
-    from tutelage_server.client import Client
-    from tutelage_server.servers import find_server, read_known
+    from tutelage_server.client.client import Client
+    from tutelage_server.client.servers import config_file, find_server
 
     try:
         known = find_server(name)
+        client = Client(known, patience=2.0)
     except TutelageError as error:
-        none = not name and not read_known().servers
+        none = not name and not config_file().exists()
         problem = error.problems[0]
         yield Finding(name="server", state="missing" if none else "broken", detail=problem.wrong, fix=problem.fix)
         return
-    with Client(known, patience=2.0) as client:
+    with client:
         for what, path in (("server", "/readyz"), ("key", "/v1/me")):
             try:
                 yield Finding(name=what, state="ok", detail=_told(what, known.url, client.get(path)))

@@ -13,7 +13,7 @@ from tutelage_server.cli.files import progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tutelage_server.client import Client
+    from tutelage_server.client.client import Client
 
 Artifact = dict[str, Any]
 
@@ -24,9 +24,9 @@ def artifacts_of(client: Client, job_id: str) -> list[Artifact]:
     Raises:
         TutelageError: when a path leads out of its folder, which no server of ours would say.
     """
-    from tutelage_server.client import segment
+    from tutelage_server.client.client import segment
 
-    found = list(client.pages(f"/v1/jobs/{segment(job_id)}/artifacts"))
+    found = list(client.pages(f"/v1/jobs/{segment(job_id.removeprefix('job:'))}/artifacts"))
     for each in found:
         _inside(each["path"])
     return found
@@ -36,12 +36,27 @@ def fetch_run(client: Client, job: dict[str, Any]) -> Path:
     """Bring all that a job made into a new folder below $TUTELAGE_RUNS or ./runs, and return it.
 
     Files arrive in a folder beside it, which a later try goes on with, and which gets its name at the end.
+
+    Raises:
+        ServerRefused, ConnectionLost
+        TutelageError: when what arrives is not what was announced, or can't be written.
     """
-    from tutelage.runs.files import sync_folder
-    from tutelage.runs.listing import new_folder, runs_root
-    from tutelage_server.cli.settling import settle
+    from tutelage.errors import TutelageError
+    from tutelage.runs.listing import runs_root
 
     root = runs_root()
+    try:
+        return _fetched(client, job, root)
+    except OSError as error:
+        fix = "let $TUTELAGE_RUNS name a folder that you can write, or fetch with --out FOLDER"
+        raise TutelageError.at(str(root), f"can't be written: {error.strerror}", fix) from None
+
+
+def _fetched(client: Client, job: dict[str, Any], root: Path) -> Path:
+    from tutelage.runs.files import sync_folder
+    from tutelage.runs.listing import new_folder
+    from tutelage_server.cli.settling import settle
+
     name = re.sub(r"[^A-Za-z0-9._-]", "-", job["name"]).strip(".-") or job["id"]
     unfinished = root / f".{job['id']}.fetching"
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -68,8 +83,8 @@ def fetch_files(client: Client, job_id: str, artifacts: list[Artifact], folder: 
         ServerRefused, ConnectionLost
         TutelageError: when what arrives is not what was announced.
     """
-    from tutelage_server.client import segment
-    from tutelage_server.transfers import download
+    from tutelage_server.client.client import segment
+    from tutelage_server.client.transfers import download
 
     with progress(sum(each["bytes"] for each in artifacts), "fetching") as done:
         for each in artifacts:
@@ -93,7 +108,7 @@ def show_fetched(folder: Path, job: dict[str, Any]) -> None:
 
 
 def _is(path: Path, artifact: Artifact, done: Callable[[int], None]) -> bool:
-    from tutelage_server.transfers import describe
+    from tutelage_server.client.transfers import describe
 
     if not path.is_file() or path.stat().st_size != artifact["bytes"]:
         return False

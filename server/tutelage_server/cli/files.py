@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from tutelage.cli.output import is_terminal, json_option, print_json, table
-from tutelage_server.cli.calling import agreed, connect, say, server_option, when
+from tutelage_server.cli.calling import agreed, connect, each_of, say, server_option, when
 
 
 @click.group()
@@ -47,7 +47,7 @@ def put(paths: tuple[Path, ...], server: str, as_json: bool) -> None:
 
     In a recipe a file is `file:ID`; `tutelage submit` sends what a recipe names by itself.
     """
-    from tutelage_server.transfers import describe, held, upload
+    from tutelage_server.client.transfers import describe, held, upload
 
     described = [describe(path) for path in paths]
     found = []
@@ -72,8 +72,8 @@ def put(paths: tuple[Path, ...], server: str, as_json: bool) -> None:
 def get(file: str, out: Path | None, server: str, as_json: bool) -> None:
     """Fetch FILE, by its id; its checksum is verified, and a fetch that broke off goes on."""
     from tutelage.errors import TutelageError
-    from tutelage_server.client import segment
-    from tutelage_server.transfers import download
+    from tutelage_server.client.client import segment
+    from tutelage_server.client.transfers import download
 
     place = f"/v1/files/{segment(file.removeprefix('file:'))}"
     with connect(server) as client:
@@ -98,15 +98,25 @@ def get(file: str, out: Path | None, server: str, as_json: bool) -> None:
 @json_option
 def remove(found: tuple[str, ...], yes: bool, server: str, as_json: bool) -> None:
     """Remove FILEs, by their ids."""
-    from tutelage_server.client import segment
+    from tutelage.errors import TutelageError
+    from tutelage_server.client.client import segment
 
     if not yes and not agreed(f"Remove {len(found)} file{'s' if len(found) > 1 else ''}?", "tutelage files rm"):
         raise click.Abort
+
+    def drop(file: str) -> str:
+        client.delete(f"/v1/files/{segment(file.removeprefix('file:'))}")
+        return file
+
     with connect(server) as client:
-        for file in found:
-            client.delete(f"/v1/files/{segment(file.removeprefix('file:'))}")
+        removed, problems = each_of(found, drop)
     if as_json:
-        print_json({"removed": list(found)})
+        print_json({"removed": removed})
+    else:
+        for file in removed:
+            say(f"{file} is removed")
+    if problems:
+        raise TutelageError(problems)
 
 
 @contextlib.contextmanager

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import click
 import msgspec
 
 from tutelage_server.cli.calling import say
 
 if TYPE_CHECKING:
-    from tutelage_server.client import Client
+    from tutelage_server.client.client import Client
 
 Show = Callable[[dict[str, Any]], None]
 Job = dict[str, Any]
@@ -72,16 +74,29 @@ def so_far(client: Client, job_id: str, after: int = 0) -> Iterator[dict[str, An
 
 
 @contextlib.contextmanager
-def shown(as_json: bool) -> Iterator[Show]:
-    """Shows events of jobs: JSON lines on stdout, a progress bar on a terminal, else quiet lines on stderr."""
-    from tutelage.cli.output import print_json
-    from tutelage.cli.views import view
+def shown(as_json: bool, bars: bool = True, lines: bool = False) -> Iterator[Show]:
+    """Shows events of jobs: JSON lines on stdout, a progress bar on a terminal, else quiet lines on stderr.
+
+    Args:
+        bars: whether a terminal gets progress bars.
+        lines: where it gets none, whether each event is a line on stdout, for those who asked for the events.
+    """
+    from tutelage.cli.output import is_terminal, print_json
+    from tutelage.cli.views import sentence, view
 
     if as_json:
         yield print_json
         return
+    if lines and not (bars and is_terminal(sys.stdout) and is_terminal(sys.stderr)):
+        yield lambda event: _print_line(sentence(as_run_event(event)))
+        return
     with view(as_json=False) as show:
         yield lambda event: show(as_run_event(event))
+
+
+def _print_line(line: str) -> None:
+    if line:
+        click.echo(line)
 
 
 def told(job: Job, commands: bool = True) -> None:
@@ -116,7 +131,7 @@ def as_run_event(event: dict[str, Any]) -> dict[str, Any]:
 
 def _patient(client: Client, error: Exception, since: float | None) -> float:
     """When the server was lost, if it may come back; raises `error` when it was away for too long."""
-    from tutelage_server.client import AGAIN, ConnectionLost, ServerRefused
+    from tutelage_server.client.client import AGAIN, ConnectionLost, ServerRefused
 
     temporary = isinstance(error, ConnectionLost) or (isinstance(error, ServerRefused) and error.status in AGAIN)
     now = time.monotonic()
@@ -129,6 +144,6 @@ def _patient(client: Client, error: Exception, since: float | None) -> float:
 
 
 def _place(job_id: str) -> str:
-    from tutelage_server.client import segment
+    from tutelage_server.client.client import segment
 
-    return f"/v1/jobs/{segment(job_id)}"
+    return f"/v1/jobs/{segment(job_id.removeprefix('job:'))}"

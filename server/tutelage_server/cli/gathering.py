@@ -9,8 +9,8 @@ import msgspec
 
 if TYPE_CHECKING:
     from tutelage.references import Reference
-    from tutelage_server.client import Client
-    from tutelage_server.transfers import LocalFile
+    from tutelage_server.client.client import Client
+    from tutelage_server.client.transfers import LocalFile
 
 
 class Gathered(msgspec.Struct, kw_only=True):
@@ -32,7 +32,7 @@ def gather(source: Path, overrides: list[str]) -> Gathered:
     from tutelage.plugins import host
     from tutelage.recipe import load
     from tutelage.references import named_in
-    from tutelage_server.transfers import describe
+    from tutelage_server.client.transfers import describe
 
     data, base = load(source, overrides)
     problems: list[Problem] = []
@@ -95,7 +95,7 @@ def check_limits(client: Client, files: list[LocalFile]) -> None:
 
 def missing(client: Client, files: list[LocalFile]) -> tuple[dict[str, str], list[LocalFile]]:
     """Ids of the server's files with the same content, by hash, and those files that it lacks (each content once)."""
-    from tutelage_server.transfers import held
+    from tutelage_server.client.transfers import held
 
     known: dict[str, str] = {}
     lacking: dict[str, LocalFile] = {}

@@ -62,7 +62,7 @@ def next_commands(job: Job) -> list[str]:
     if state == "paused":
         return [f"tutelage jobs resume {name}", f"tutelage jobs cancel {name}"]
     if state == "cancelled":
-        return [f"tutelage jobs logs {name}"]
+        return [f"tutelage jobs logs {name}", f"tutelage jobs retry {name}"]
     return [f"tutelage jobs events -f {name}", f"tutelage jobs logs -f {name}", f"tutelage jobs cancel {name}"]
 
 

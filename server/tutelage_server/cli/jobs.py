@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tutelage.cli.output import json_option, print_json
-from tutelage_server.cli.calling import EXIT_CODES, connect, local_option, say, server_option
+from tutelage_server.cli.calling import EXIT_CODES, connect, each_of, local_option, pairs, say, server_option
 
 STATES = (
     *("queued", "starting", "running", "waiting", "pausing", "paused", "cancelling"),
@@ -38,9 +38,12 @@ def list_jobs(
     """List jobs, newest first."""
     from tutelage_server.cli.job_pages import print_jobs
 
+    pairs(labels, "--label")
     if local:
         from tutelage.cli.runs import list_runs
 
+        if states or labels:
+            raise click.UsageError("--state and --label are of a server's jobs, and can't be given with --local")
         click.get_current_context().invoke(list_runs, as_json=as_json)
         return
     with connect(server) as client:
@@ -80,17 +83,18 @@ def show(job: str, local: bool, server: str, as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines come, until the job has ended.")
 @local_option
 @server_option
-def logs(job: str, follow: bool, local: bool, server: str) -> int:
-    """Print the log of JOB: all that its attempts wrote."""
+@json_option
+def logs(job: str, follow: bool, local: bool, server: str, as_json: bool) -> int:
+    """Print the log of JOB: all that its attempts wrote; with --json a line of it is an object with `line`."""
     from tutelage_server.cli.logs import follow_log, print_log
 
     if local:
-        return _local_events(job, as_json=False)
+        return _local_events(job, as_json)
     with connect(server) as client:
         if not follow:
-            print_log(client, job)
+            print_log(client, job, as_json)
             return 0
-        return _attended(job, lambda: follow_log(client, job))
+        return _attended(job, lambda: follow_log(client, job, as_json))
 
 
 @jobs.command()
@@ -101,13 +105,13 @@ def logs(job: str, follow: bool, local: bool, server: str) -> int:
 @server_option
 @json_option
 def events(job: str, follow: bool, after: int, local: bool, server: str, as_json: bool) -> int:
-    """Show what happened to JOB; with --json an event is a line, and --after goes on where a script was."""
+    """Print what happened to JOB; with --json an event is a line, and --after goes on where a script was."""
     from tutelage_server.cli.following import follow as follow_job
     from tutelage_server.cli.following import shown, so_far
 
     if local:
         return _local_events(job, as_json)
-    with connect(server) as client, shown(as_json) as show_event:
+    with connect(server) as client, shown(as_json, bars=follow, lines=True) as show_event:
         if not follow:
             for event in so_far(client, job, after):
                 show_event(event)
@@ -138,13 +142,19 @@ def _asks(verb: str, text: str) -> click.Command:
     @server_option
     @json_option
     def ask(names: tuple[str, ...], server: str, as_json: bool) -> None:
+        from tutelage.errors import TutelageError
+
         with connect(server) as client:
-            answers = [client.post(f"{_place(name)}/{verb}") for name in names]
+            answers, problems = each_of(names, lambda name: client.post(f"{_place(name)}/{verb}"))
         if as_json:
             print_json(answers)
-            return
-        for answer in answers:
-            click.echo(f"{answer['id']}\t{answer['state']}")
+        else:
+            for answer in answers:
+                click.echo(f"{answer['id']}\t{answer['state']}")
+                if answer["wanted"] != "run" and answer["state"] in ("starting", "running"):
+                    say(f"{answer['id']} is asked to save and stop; see: tutelage jobs show {answer['id']}")
+        if problems:
+            raise TutelageError(problems)
 
     return click.command(verb, help=text)(ask)
 
@@ -226,7 +236,8 @@ def get(job: str, wanted: tuple[str, ...], out: Path | None, server: str, as_jso
 @jobs.command("open")
 @click.argument("job")
 @server_option
-def open_report(job: str, server: str) -> None:
+@json_option
+def open_report(job: str, server: str, as_json: bool) -> None:
     """Fetch the report of JOB and open it in a browser."""
     import tempfile
 
@@ -234,9 +245,13 @@ def open_report(job: str, server: str) -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="tutelage-"))
     with connect(server) as client:
+        job = job.removeprefix("job:")
         fetch_files(client, job, _chosen(artifacts_of(client, job), ("report.html",)), folder)
     report = folder / "report.html"
-    click.echo(str(report))
+    if as_json:
+        print_json({"job": job, "report": str(report)})
+    else:
+        click.echo(str(report))
     click.launch(str(report))
 
 
@@ -328,6 +343,6 @@ def _local_events(run: str, as_json: bool) -> int:
 
 
 def _place(job: str) -> str:
-    from tutelage_server.client import segment
+    from tutelage_server.client.client import segment
 
     return f"/v1/jobs/{segment(job.removeprefix('job:'))}"

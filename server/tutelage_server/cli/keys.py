@@ -116,7 +116,7 @@ def make(
 @json_option
 def revoke(key: str, local: Path | None, server: str, as_json: bool) -> None:
     """Revoke KEY, by its id (`tutelage keys list`): it works no more, at most seconds from now."""
-    from tutelage_server.client import segment
+    from tutelage_server.client.client import segment
 
     if local is not None:
         _revoked(local, key)
@@ -127,6 +127,19 @@ def revoke(key: str, local: Path | None, server: str, as_json: bool) -> None:
         print_json({"revoked": key})
     else:
         say(f"{key} is revoked")
+
+
+def check_names(key: str, tenant: str) -> None:
+    """Refuse names that the server would refuse over HTTP.
+
+    Raises:
+        TutelageError
+    """
+    from tutelage.errors import TutelageError
+
+    for place, name in (("the key's name", key), ("--tenant", tenant)):
+        if not 1 <= len(name) <= 100 or not name.isprintable():
+            raise TutelageError.at(place, f"is {name[:120]!r}", "give 1 to 100 printable characters")
 
 
 @contextlib.contextmanager
@@ -168,6 +181,7 @@ def _made(
 ) -> dict[str, Any]:
     from tutelage_server.accounts.keys import make_key, tenant_named
 
+    check_names(name, tenant)
     with _store(local) as store, store.writing() as session:
         owner = tenant_named(session, tenant)
         key, text = make_key(session, owner.id, name, scopes, expires, requests)

@@ -20,7 +20,7 @@ def print_plan(plan: Plan) -> None:
     for stage, report in (plan.get("data") or {}).items():
         if isinstance(report, dict):
             say(f"{stage}: data: {data_sentence(report)}")
-    for name, value in facts(plan.get("estimate") or {}):
+    for name, value in facts(plan.get("estimate") or {}, plan.get("max_usd")):
         say(f"{name}: {value}")
     if plan.get("max_usd") and (plan.get("jobs") or 1) > 1:
         say(f"cost of all {plan['jobs']} jobs: up to ${plan['max_usd'] * plan['jobs']:,.2f}")
@@ -28,8 +28,12 @@ def print_plan(plan: Plan) -> None:
         say(f"note: {note}")
 
 
-def facts(estimate: dict[str, Any]) -> list[tuple[str, str]]:
-    """Memory, time and money of all stages together, with ranges where they are known."""
+def facts(estimate: dict[str, Any], most: float | None = None) -> list[tuple[str, str]]:
+    """Memory, time and money of all stages together, with ranges where they are known.
+
+    Args:
+        most: what it may cost at most, in USD, where that is known.
+    """
     stages = (estimate.get("stages") or {}).values()
     found = []
     if estimate.get("peak_gib"):
@@ -43,6 +47,8 @@ def facts(estimate: dict[str, Any]) -> list[tuple[str, str]]:
     if estimate.get("usd") is not None:
         low, high = _range(stages, "usd", estimate["usd"])
         found.append(("cost", f"${estimate['usd']:,.2f} (likely ${low:,.2f} to ${high:,.2f})"))
+    elif most is not None:
+        found.append(("cost", f"at most ${most:,.2f}, which its time limit bounds"))
     for stage, people in (estimate.get("people") or {}).items():
         told = f"{people['judgements']:,} judgements, {people['hours']:.1f} hours of theirs"
         found.append((f"people for {stage}", told))

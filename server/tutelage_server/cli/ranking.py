@@ -11,7 +11,7 @@ from tutelage.cli.rank_views import HELP, JsonLines, Lines, View, harmless, logi
 from tutelage_server.cli.calling import say
 
 if TYPE_CHECKING:
-    from tutelage_server.client import Client
+    from tutelage_server.client.client import Client
 
 Desk = dict[str, Any]
 
@@ -23,7 +23,7 @@ def session(client: Client, job_id: str, person: str, stage: str, as_json: bool)
         ServerRefused: when the job has nothing to rank, or the key may not.
         ConnectionLost
     """
-    from tutelage_server.client import segment
+    from tutelage_server.client.client import segment
 
     person = person or login_name()
     place = f"/v1/jobs/{segment(job_id)}/rankings"
@@ -52,7 +52,7 @@ def _show(question: dict[str, Any], view: View) -> None:
 
 def _answered(client: Client, place: str, desk: Desk, view: View) -> Desk | None:
     """Read lines until one leads to another question: the desk then; None when the person stops."""
-    from tutelage_server.client import ServerRefused
+    from tutelage_server.client.client import ServerRefused
 
     began = time.monotonic()
     said = {"person": desk["person"], "stage": desk["stage"], "question": desk["question"]["id"]}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tutelage.cli.output import json_option, print_json
+from tutelage_server.cli.keys import check_names
 
 if TYPE_CHECKING:
     from tutelage_server.settings import Settings
@@ -47,6 +48,7 @@ def serve(
     if key_name is None and tenant is not None:
         raise click.UsageError("--tenant belongs to --make-key")
     if key_name is not None:
+        check_names(key_name, tenant or settings.operator)
         _make_key(open_store(settings), key_name, tenant or settings.operator, as_json)
         return
     check_address(settings)
@@ -76,7 +78,7 @@ def _serve(settings: Settings, store: Store, dispatcher: bool, as_json: bool) ->
     listening, url = listen(settings)
     key = first_key(settings, store)
     if key is not None:
-        _keep(url, key)
+        keep(url, key)
 
     def started() -> None:
         if as_json:
@@ -89,13 +91,17 @@ def _serve(settings: Settings, store: Store, dispatcher: bool, as_json: bool) ->
     serve(settings, store, listening, dispatcher, started)
 
 
-def _keep(url: str, key: str) -> None:
+def keep(url: str, key: str) -> None:
     """Let this user's commands find the server; that they can't is no reason not to serve."""
     from tutelage.cli.output import print_problems
     from tutelage.errors import TutelageError
-    from tutelage_server.servers import remember
+    from tutelage_server.cli.calling import say
+    from tutelage_server.client.servers import read_known, remember
 
     try:
-        remember(url, key)
+        before = read_known().default
+        name = remember(url, key)
+        if before not in ("", name):
+            say(f"Your commands call it from now on; back to the one before: tutelage login {before} --kept")
     except TutelageError as error:
         print_problems(error.problems)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +9,12 @@ import click
 
 from tutelage.cli.output import json_option, print_json
 from tutelage.cli.train import set_option
-from tutelage_server.cli.calling import EXIT_CODES, agreed, connect, pairs, say, server_option
+from tutelage_server.cli.calling import EXIT_CODES, Finite, agreed, connect, say, server_option
+from tutelage_server.cli.wishes import check_key, said_as_options, wishes
 
 if TYPE_CHECKING:
     from tutelage_server.cli.gathering import Gathered
-    from tutelage_server.client import Client
-
-RESOURCES = {"nodes": "nodes", "gpus": "gpus", "cpus": "cpus", "memory": "memory_gib", "minutes": "minutes"}
+    from tutelage_server.client.client import Client
 
 
 @click.command()
@@ -26,7 +23,7 @@ RESOURCES = {"nodes": "nodes", "gpus": "gpus", "cpus": "cpus", "memory": "memory
 @click.option("--nodes", type=click.IntRange(min=1), help="Machines.")
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs of each machine.")
 @click.option("--cpus", type=click.IntRange(min=1), help="CPU cores of each machine.")
-@click.option("--memory", type=click.FloatRange(min=0, min_open=True), help="GiB of memory of each machine.")
+@click.option("--memory", type=Finite(min=0, min_open=True), help="GiB of memory of each machine.")
 @click.option("--minutes", type=click.IntRange(min=1), help="Time limit of an attempt, which saves before.")
 @click.option("--priority", type=click.IntRange(-100, 100), help="Higher ones of yours come first (0).")
 @click.option("--after", multiple=True, metavar="JOB", help="Begin when this job has succeeded; several are possible.")
@@ -45,7 +42,7 @@ RESOURCES = {"nodes": "nodes", "gpus": "gpus", "cpus": "cpus", "memory": "memory
     metavar="NAME",
     help="A variable whose value, taken from yours or asked for, is shown nowhere.",
 )
-@click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Refuse when it may cost more.")
+@click.option("--max-cost", type=Finite(min=0), metavar="USD", help="Refuse when it may cost more.")
 @click.option("--follow/--detach", default=False, help="Show events until it ends, and fetch what it made.")
 @click.option("--no-fetch", is_flag=True, help="With --follow: leave what it made on the server.")
 @click.option(
@@ -70,12 +67,13 @@ def submit(recipe: Path, overrides: tuple[str, ...], local: bool, server: str, a
         from tutelage_server.cli.submit_local import train_here
 
         return train_here(recipe, list(overrides), as_json, options)
-    wishes = _wishes(options)
+    check_key(options["idempotency_key"])
+    wanted = wishes(options)
     from tutelage_server.cli.gathering import gather
 
     gathered = gather(recipe, list(overrides))
     with connect(server) as client:
-        body = {"recipe": _send(client, gathered), **wishes}
+        body = {"recipe": _send(client, gathered), **wanted}
         plan = _check(client, body)
         if as_json and options["dry_run"]:
             print_json(plan)
@@ -83,66 +81,14 @@ def submit(recipe: Path, overrides: tuple[str, ...], local: bool, server: str, a
             from tutelage_server.cli.plan_page import print_plan
 
             print_plan(plan)
+            if wanted.get("max_usd") is not None and plan.get("max_usd") is None:
+                say("note: this server has no prices, so --max-cost refuses nothing")
         if options["dry_run"]:
             return 0
         _ask(plan, options["yes"])
-        made = client.post("/v1/jobs", body, options["idempotency_key"])
+        with said_as_options():
+            made = client.post("/v1/jobs", body, options["idempotency_key"])
         return _after(client, made.get("jobs") or [made], options["follow"], not options["no_fetch"], as_json)
-
-
-def _wishes(options: dict[str, Any]) -> dict[str, Any]:
-    """All of a job but its recipe, as the server takes it."""
-    resources = {field: options[name] for name, field in RESOURCES.items() if options[name] is not None}
-    wishes = {
-        "name": options["name"],
-        "launcher": options["launcher"],
-        "resources": resources,
-        "priority": options["priority"],
-        "after": [job.removeprefix("job:") for job in options["after"]],
-        "max_retries": options["retries"],
-        "environment": pairs(options["environment"], "--env"),
-        "secrets": _secrets(options["secrets"]),
-        "labels": pairs(options["labels"], "--label"),
-        "max_usd": options["max_cost"],
-        "sweep": _sweep(options["sweep"]),
-    }
-    return {name: value for name, value in wishes.items() if value is not None and value not in ({}, [])}
-
-
-def _secrets(names: tuple[str, ...]) -> dict[str, str]:
-    """Values from the environment, or asked for without showing them; never from arguments, which others can see.
-
-    Raises:
-        TutelageError: where a value is in the arguments, or there is none and nobody to ask.
-    """
-    from tutelage.errors import TutelageError
-
-    values = {}
-    for name in names:
-        if "=" in name:
-            place = f"--secret {name.partition('=')[0]}"
-            fix = "set it as a variable, and give the name alone"
-            raise TutelageError.at(place, "its value is in the arguments, where others can see it", fix)
-        value = os.environ.get(name)
-        if value is None:
-            if not sys.stdin.isatty():
-                raise TutelageError.at(f"--secret {name}", "is no variable here, and there is no one to ask")
-            value = click.prompt(name, hide_input=True, err=True)
-        values[name] = value
-    return values
-
-
-def _sweep(given: tuple[str, ...]) -> dict[str, list[Any]]:
-    from tutelage.config import parse_yaml
-    from tutelage.errors import TutelageError
-
-    found: dict[str, list[Any]] = {}
-    for field, text in pairs(given, "--sweep").items():
-        try:
-            found[field] = parse_yaml(text if text.startswith("[") else f"[{text}]")
-        except ValueError as error:
-            raise TutelageError.at(f"--sweep {field}", f"the values are malformed: {error}") from None
-    return found
 
 
 def _send(client: Client, gathered: Gathered) -> dict[str, Any]:
@@ -150,7 +96,7 @@ def _send(client: Client, gathered: Gathered) -> dict[str, Any]:
     from tutelage.runs.words import size
     from tutelage_server.cli.files import progress
     from tutelage_server.cli.gathering import check_limits, missing, sent_recipe
-    from tutelage_server.transfers import upload
+    from tutelage_server.client.transfers import upload
 
     files = list(gathered.files.values())
     if not files:
@@ -177,10 +123,11 @@ def _check(client: Client, body: dict[str, Any]) -> dict[str, Any]:
 
     from tutelage.errors import Problem, TutelageError
 
-    plan: dict[str, Any] = client.post("/v1/jobs", {**body, "dry_run": True})
-    problems = msgspec.convert(plan.get("problems") or [], list[Problem])
-    if problems:
-        raise TutelageError(problems)
+    with said_as_options():
+        plan: dict[str, Any] = client.post("/v1/jobs", {**body, "dry_run": True})
+        problems = msgspec.convert(plan.get("problems") or [], list[Problem])
+        if problems:
+            raise TutelageError(problems)
     return plan
 
 
@@ -229,17 +176,21 @@ def _stay(client: Client, job_id: str, fetch: bool, as_json: bool) -> int:
     try:
         with shown(as_json) as show:
             job = follow(client, job_id, show)
-        if as_json:
-            print_json(job)
-        fetch = fetch and job["state"] == "succeeded"
-        told(job, commands=not fetch)
-        if fetch:
-            folder = fetch_run(client, job)
-            if as_json:
-                print_json({"job": job["id"], "folder": str(folder)})
-            else:
-                show_fetched(folder, job)
     except KeyboardInterrupt:
         say(detached(job_id))
         return 130
+    if as_json:
+        print_json(job)
+    fetch = fetch and job["state"] == "succeeded"
+    told(job, commands=not fetch)
+    if fetch:
+        try:
+            folder = fetch_run(client, job)
+        except KeyboardInterrupt:
+            say(f"left; what it made is on the server. Go on with: tutelage jobs artifacts get {job_id}")
+            return 130
+        if as_json:
+            print_json({"job": job["id"], "folder": str(folder)})
+        else:
+            show_fetched(folder, job)
     return EXIT_CODES[job["state"]]

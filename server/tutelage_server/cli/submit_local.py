@@ -39,7 +39,8 @@ def train_here(recipe: Path, overrides: list[str], as_json: bool, options: dict[
     from tutelage.errors import Problem, TutelageError
     from tutelage_server.cli.calling import pairs
     from tutelage_server.cli.plan_page import print_plan
-    from tutelage_server.cli.submit import _ask, _secrets
+    from tutelage_server.cli.submit import _ask
+    from tutelage_server.cli.wishes import secrets
 
     problems = [
         Problem(place=option, wrong="needs a server", fix="leave it out, or --local")
@@ -48,7 +49,7 @@ def train_here(recipe: Path, overrides: list[str], as_json: bool, options: dict[
     ]
     if problems:
         raise TutelageError(problems)
-    environment = {**pairs(options["environment"], "--env"), **_secrets(options["secrets"])}
+    environment = {**pairs(options["environment"], "--env"), **secrets(options["secrets"])}
     plan = {"estimate": _estimate(recipe, overrides), "notes": [], "problems": []}
     _check_cost(plan, options["max_cost"])
     if not as_json or options["dry_run"]:

@@ -19,8 +19,8 @@ from serving import make_key, make_settings, make_store
 
 from tutelage.cli.main import main
 from tutelage_server.app import create_app
-from tutelage_server.client import Client
-from tutelage_server.servers import KnownServer, remember
+from tutelage_server.client.client import Client
+from tutelage_server.client.servers import KnownServer, remember
 from tutelage_server.settings import Settings
 from tutelage_server.store.store import Store
 

@@ -10,8 +10,8 @@ import pytest
 from server_scripts import breaks_off, says
 
 from tutelage.errors import TutelageError
-from tutelage_server.client import Client, ConnectionLost, ServerRefused, _messages
-from tutelage_server.servers import KnownServer
+from tutelage_server.client.client import Client, ConnectionLost, ServerRefused, _messages, segment
+from tutelage_server.client.servers import KnownServer
 
 PROBLEM = {
     "type": "about:blank",
@@ -143,11 +143,52 @@ def test_messages_of_a_stream_are_read_as_the_standard_has_them():
     ]
 
 
-@pytest.mark.parametrize("url", ["", "ftp://host", "host:8790", "https://", "https://me:secret@host"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "ftp://host", "host:8790", "https://", "https://me:secret@host", "https://me:secret@host:x", "http://[::1"],
+)
 def test_what_is_no_address_is_refused_without_showing_a_password(url):
     with pytest.raises(TutelageError) as raised:
         Client(KnownServer(url=url))
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["tut_ü", "tut_a\nb", "tut a"])
+def test_what_can_be_no_key_is_a_sentence_before_anything_is_sent(key):
+    with pytest.raises(TutelageError, match="the key: holds characters"):
+        Client(KnownServer(url="http://127.0.0.1:1", key=key))
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
+def test_a_patience_that_is_no_time_is_a_sentence(monkeypatch, text):
+    monkeypatch.setenv("TUTELAGE_PATIENCE", text)
+    with pytest.raises(TutelageError, match="TUTELAGE_PATIENCE"):
+        Client(KnownServer(url="http://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "\udcff"])
+def test_no_id_leads_to_another_address(name):
+    with pytest.raises(TutelageError, match="is no id"):
+        segment(name)
+
+
+def test_what_is_no_text_is_told_and_not_sent(scripted):
+    with scripted.client() as client:
+        for call in (
+            lambda: client.post("/v1/jobs", {"name": "\udcff"}),
+            lambda: client.get("/v1/jobs", label="\udcff"),
+        ):
+            with pytest.raises(TutelageError, match="no text"):
+                call()
+    assert scripted.seen == []
+
+
+def test_a_server_without_tls_is_told_as_such(scripted):
+    with (
+        Client(KnownServer(url=scripted.url.replace("http:", "https:")), patience=0) as client,
+        pytest.raises(ConnectionLost, match="http://"),
+    ):
+        client.get("/v1/me")
 
 
 def test_the_key_goes_with_every_request(scripted):

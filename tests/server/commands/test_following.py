@@ -8,7 +8,7 @@ import pytest
 from server_scripts import breaks_off, says
 
 from tutelage_server.cli.following import follow
-from tutelage_server.client import ConnectionLost, ServerRefused
+from tutelage_server.client.client import ConnectionLost, ServerRefused
 
 
 def stream(*numbers_and_states):

@@ -10,7 +10,8 @@ import pytest
 
 from tutelage.cli.main import main
 from tutelage_server.accounts.caller import SCOPES
-from tutelage_server.servers import config_file, find_server, read_known, remember
+from tutelage_server.cli.serve import keep
+from tutelage_server.client.servers import config_file, find_server, read_known, remember
 
 
 def login(tutelage, monkeypatch, *arguments, typed=""):
@@ -51,6 +52,37 @@ def test_the_environment_names_a_server(monkeypatch, server):
     monkeypatch.setenv("TUTELAGE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("TUTELAGE_KEY", "k")
     assert (find_server().url, find_server().key) == ("http://127.0.0.1:1", "k")
+
+
+def test_a_key_of_the_environment_comes_before_the_kept_one(monkeypatch, server):
+    monkeypatch.setenv("TUTELAGE_KEY", "k")
+    assert (find_server().url, find_server().key) == (server.url, "k")
+    assert find_server(server.url).key == server.key
+
+
+def test_an_address_without_a_scheme_is_of_this_machine_or_has_tls(tutelage, server, monkeypatch):
+    config_file().unlink()
+    assert login(tutelage, monkeypatch, server.url.removeprefix("http://"), typed=server.key).code == 0
+    assert find_server().url == server.url
+
+
+def test_a_server_that_is_kept_becomes_the_default_again(tutelage, server, monkeypatch):
+    remember("https://two:1", "b", "second")
+    assert find_server().url == "https://two:1"
+    name = server.url.removeprefix("http://")
+    for called in (name, server.url):
+        remember("https://two:1", "b", "second")
+        assert login(tutelage, monkeypatch, called, "--kept").code == 0
+        assert find_server().url == server.url
+    assert sorted(read_known().servers) == sorted([name, "second"])
+    assert "second" in login(tutelage, monkeypatch, "secnd", "--kept").err
+
+
+def test_a_server_that_takes_the_place_of_the_default_says_so(server, capsys):
+    remember("https://two:1", "b", "second")
+    keep("http://127.0.0.1:1", "tut_a_b")
+    assert "tutelage login second --kept" in capsys.readouterr().err
+    assert find_server().key == "tut_a_b"
 
 
 def test_without_a_server_commands_say_how_to_get_one(tutelage):
@@ -104,6 +136,12 @@ def test_the_operator_makes_tenants_in_the_store_itself(tutelage, server):
     assert tutelage("keys", "revoke", "key-none", "--local", home).code == 2
 
 
+@pytest.mark.parametrize(("name", "tenant"), [("", "a"), ("a\nb", "a"), ("x" * 101, "a"), ("a", "x" * 101)])
+def test_names_in_the_store_itself_are_as_over_http(tutelage, server, name, tenant):
+    outcome = tutelage("keys", "make", name, "--tenant", tenant, "--local", str(server.settings.folder))
+    assert (outcome.code, "printable" in outcome.err, outcome.out) == (2, True, "")
+
+
 def test_a_folder_without_a_store_is_not_made_into_one(tutelage, tmp_path):
     outcome = tutelage("keys", "list", "--local", str(tmp_path))
     assert (outcome.code, "holds no server's store" in outcome.err) == (2, True)
@@ -130,6 +168,14 @@ def test_doctor_tells_a_server_that_is_gone_and_a_key_that_is_none(tutelage, ser
     assert (gone.code, findings(gone)["server"]["state"]) == (1, "broken")
     assert (wrong.code, findings(wrong)["server"]["state"], findings(wrong)["key"]["state"]) == (1, "ok", "broken")
     assert "tutelage login" in json.dumps(findings(wrong)["key"]) or findings(wrong)["key"]["fix"]
+
+
+def test_doctor_goes_on_where_what_is_kept_is_damaged(tutelage):
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text("{")
+    outcome = tutelage("doctor", "--json")
+    assert (outcome.code, findings(outcome)["server"]["state"]) == (1, "broken")
+    assert findings(outcome)["python"]["state"] == "ok"
 
 
 def test_doctor_without_a_server_is_no_fault(tutelage):

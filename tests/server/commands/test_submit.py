@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tutelage.runs.attempt import LOG
 from tutelage_server.cli.jobs import worst
 from tutelage_server.jobs.events import append_event
 from tutelage_server.jobs.launching import job_folder
@@ -170,6 +171,80 @@ def test_jobs_are_listed_shown_and_steered(tutelage, server, recipe):
     again = tutelage("jobs", "retry", made[0], "--json").lines[0][0]
     assert (again["state"], again["retry_of"]) == ("queued", made[0])
     assert tutelage("jobs", "show", "job-none").code == 2
+    assert tutelage("jobs", "show", "").code == 2
+    assert tutelage("jobs", "show", f"job:{made[0]}", "--json").lines[0]["id"] == made[0]
+
+
+def test_one_job_that_can_not_be_steered_keeps_no_other_from_it(tutelage, server, recipe):
+    made = [tutelage("submit", str(recipe)).out.strip() for _ in range(2)]
+    outcome = tutelage("jobs", "cancel", made[0], "job-none", "job-no", made[1])
+    assert (outcome.code, outcome.err.count("error:")) == (2, 2)
+    assert [line.split() for line in outcome.out.splitlines()] == [[each, "cancelled"] for each in made]
+    again = tutelage("jobs", "pause", *made, "--json")
+    assert (again.code, again.lines[0], len(again.lines[1]["error"]["problems"])) == (2, [], 2)
+
+
+def test_what_is_asked_of_a_job_that_runs_is_said_to_be_on_its_way(tutelage, server, recipe):
+    job_id = tutelage("submit", str(recipe)).out.strip()
+    move(server, job_id, "starting", "running")
+    outcome = tutelage("jobs", "pause", job_id)
+    assert outcome.out.split() == [job_id, "running"]
+    assert "asked to save and stop" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--max-cost", "nan"], "not a finite number"),
+        (["--memory", "inf"], "not a finite number"),
+        (["--idempotency-key", "ü"], "--idempotency-key"),
+        (["--nodes", "2"], "--nodes: "),
+        (["--env", "FOO=1"], "--env FOO: "),
+        (["--after", "job-none"], "--after: "),
+        (["--on", "nowhere"], "--on: "),
+    ],
+)
+def test_what_is_wrong_is_said_of_the_option_that_asked_for_it(tutelage, server, recipe, given, said):
+    outcome = tutelage("submit", str(recipe), *given)
+    assert (outcome.code, said in outcome.err) == (2, True), outcome.err
+    assert all_jobs(server) == []
+
+
+def test_a_highest_cost_that_refuses_nothing_is_told(tutelage, server, recipe):
+    outcome = tutelage("submit", str(recipe), "--max-cost", "1", "--dry-run")
+    assert (outcome.code, "has no prices" in outcome.err) == (0, True)
+
+
+def test_labels_to_list_by_are_names_and_values(tutelage, server):
+    assert "is not NAME=VALUE" in tutelage("jobs", "list", "--label", "rates").err
+    assert tutelage("jobs", "list", "--local", "--state", "running").code == 2
+
+
+def test_logs_are_text_or_json_lines_and_events_are_on_stdout(tutelage, server, recipe):
+    job_id = tutelage("submit", str(recipe)).out.strip()
+    move(server, job_id, "starting", "running")
+    say(server, job_id, "step", stage="read", step=1, steps=2, loss=2.5)
+    say(server, job_id, "step", stage="read", step=2, steps=2, loss=1.5)
+    attempt = job_folder(server.settings, job_id) / "attempts" / "1"
+    attempt.mkdir(parents=True)
+    (attempt / LOG).write_text("one\n\ntwo ü\nthree")
+    move(server, job_id, "succeeded")
+    assert tutelage("jobs", "logs", job_id).out == "one\n\ntwo ü\nthree"
+    for follow in ([], ["-f"]):
+        lines = tutelage("jobs", "logs", job_id, *follow, "--json").lines
+        assert [line["line"] for line in lines] == ["one", "", "two ü", "three"]
+        shown = tutelage("jobs", "events", job_id, *follow).out.splitlines()
+        assert [line for line in shown if "loss" in line] == ["read: step 1/2, loss 2.5", "read: step 2/2, loss 1.5"]
+
+
+def test_where_runs_can_not_be_kept_is_a_sentence(tutelage, server, recipe, tmp_path, monkeypatch):
+    job_id = tutelage("submit", str(recipe)).out.strip()
+    make_run(server, job_id)
+    move(server, job_id, "starting", "running", "succeeded")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TUTELAGE_RUNS", str(tmp_path / "file"))
+    outcome = tutelage("jobs", "artifacts", "get", job_id)
+    assert (outcome.code, "$TUTELAGE_RUNS" in outcome.err) == (2, True)
 
 
 def test_follow_shows_events_and_brings_back_what_was_made(tutelage, server, recipe, tmp_path):
@@ -223,6 +298,20 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(tutelage, server, recip
     assert job.state == "queued"
 
 
+def test_ctrl_c_in_a_fetch_says_how_to_go_on_with_it(tutelage, server, recipe, monkeypatch):
+    job_id = tutelage("submit", str(recipe), "--idempotency-key", "one").out.strip()
+    make_run(server, job_id)
+    move(server, job_id, "starting", "running", "succeeded")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tutelage_server.cli.fetching.fetch_files", interrupted)
+    outcome = tutelage("submit", str(recipe), "--idempotency-key", "one", "--follow")
+    assert outcome.code == 130
+    assert f"tutelage jobs artifacts get {job_id}" in outcome.err
+
+
 def test_artifacts_are_listed_and_fetched_whole_or_in_part(tutelage, server, recipe, tmp_path):
     job_id = tutelage("submit", str(recipe)).out.strip()
     make_run(server, job_id)
@@ -251,7 +340,8 @@ def test_files_are_put_listed_fetched_and_removed(tutelage, server, tmp_path):
     assert (tmp_path / "back.jsonl").read_bytes() == file.read_bytes()
     assert tutelage("files", "get", stored["id"], "--out", str(tmp_path / "back.jsonl")).code == 2
     assert tutelage("files", "rm", stored["id"]).code == 2
-    assert tutelage("files", "rm", stored["id"], "--yes").code == 0
+    removed = tutelage("files", "rm", "file-none", stored["id"], "--yes", "--json")
+    assert (removed.code, removed.lines[0]) == (2, {"removed": [stored["id"]]})
     assert tutelage("files", "list", "--json").lines == [[]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import httpx
 import pytest
@@ -10,8 +11,8 @@ from server_scripts import breaks_off, says
 
 from tutelage.errors import TutelageError
 from tutelage_server.cli.fetching import artifacts_of
-from tutelage_server.client import ConnectionLost
-from tutelage_server.transfers import describe, download, held, upload
+from tutelage_server.client.client import ConnectionLost
+from tutelage_server.client.transfers import describe, download, held, upload
 
 BODY = bytes(range(256)) * 50
 HASH = hashlib.sha256(BODY).hexdigest()
@@ -111,7 +112,7 @@ class Losing(httpx.HTTPTransport):
 
 
 def test_an_upload_goes_on_where_it_was_and_nothing_is_sent_twice(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("tutelage_server.transfers.PIECE", 3000)
+    monkeypatch.setattr("tutelage_server.client.transfers.PIECE", 3000)
     (tmp_path / "f.bin").write_bytes(BODY)
     losing, done = Losing(answers=(2,), requests=(4,)), []
     with server.client(transport=losing) as client:
@@ -123,7 +124,7 @@ def test_an_upload_goes_on_where_it_was_and_nothing_is_sent_twice(server, tmp_pa
 
 
 def test_an_upload_that_was_given_up_is_taken_up_by_a_later_process(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("tutelage_server.transfers.PIECE", 3000)
+    monkeypatch.setattr("tutelage_server.client.transfers.PIECE", 3000)
     (tmp_path / "f.bin").write_bytes(BODY)
     file = describe(tmp_path / "f.bin")
     lost = server.client(transport=Losing(requests=range(3, 999)), patience=0.1)
@@ -144,3 +145,10 @@ def test_the_same_bytes_under_a_name_that_is_read_otherwise_are_another_file(ser
         first = upload(client, describe(tmp_path / "rows.jsonl"))
         assert held(client, describe(tmp_path / "rows.txt")) is None
         assert held(client, describe(tmp_path / "more.jsonl"))["id"] == first["id"]
+
+
+def test_a_file_whose_name_is_no_text_is_told_by_it(tmp_path):
+    file = tmp_path / os.fsdecode(b"bad\xff.txt")
+    file.write_bytes(b"x")
+    with pytest.raises(TutelageError, match="rename it"):
+        describe(file)

@@ -56,6 +56,9 @@ def alive(pid):
         (["--host", "192.0.2.1", "--allow-plain-http"], "can't listen on 192.0.2.1"),
         (["--port", "70000"], "port"),
         (["--tenant", "x"], "belongs to --make-key"),
+        (["--make-key", ""], "the key's name"),
+        (["--database", "mysql://host/name"], "no address of a database (mysql)"),
+        (["--database", "postgresql+psycopg://host:port/name"], "no address of a database"),
     ],
 )
 def test_what_is_not_safe_or_not_possible_is_refused_with_a_sentence(tmp_path, arguments, said):
@@ -66,11 +69,27 @@ def test_what_is_not_safe_or_not_possible_is_refused_with_a_sentence(tmp_path, a
     assert not (tmp_path / "config" / "servers.json").exists()
 
 
+def test_a_certificate_that_is_none_is_refused_before_a_key_is_made(tmp_path):
+    (tmp_path / "x.pem").write_text("no certificate")
+    done = run(tmp_path, "--certificate", str(tmp_path / "x.pem"), "--certificate-key", str(tmp_path / "x.pem"))
+    assert (done.returncode, "can't be used" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+    assert not (tmp_path / "config" / "servers.json").exists()
+
+
 def test_a_database_that_is_away_is_told_at_once(tmp_path):
     done = run(tmp_path, "--database", "postgresql+psycopg://u:hunter2@127.0.0.1:1/x")
     assert done.returncode == 1
     assert "the database: can't be used now" in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_a_damaged_database_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "tutelage.db").write_bytes(os.urandom(8192))
+    ended = run(tmp_path)
+    assert ended.returncode == 1
+    assert "tutelage.db is damaged" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_the_first_key_is_made_once_and_kept_for_this_user_alone(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from tutelage.errors import TutelageError
-from tutelage_server.client import AGAIN, Client, ConnectionLost, ServerRefused, segment
+from tutelage_server.client.client import AGAIN, Client, ConnectionLost, ServerRefused, segment
 
 PIECE = 8 * 2**20
 "Bytes that are sent in one request."
@@ -35,8 +35,12 @@ def describe(path: Path, progress: Progress = lambda _: None) -> LocalFile:
     """Read a file once for its hash.
 
     Raises:
-        TutelageError: when it can't be read.
+        TutelageError: when it can't be read, or its name is no text.
     """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise TutelageError.at(repr(path.name), "the name holds bytes that are no text (UTF-8)", "rename it") from None
     try:
         with path.open("rb") as stream:
             digest, size = hashlib.sha256(), 0

@@ -7,6 +7,7 @@ that double and that obey Retry-After. What the server refuses is raised with th
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import time
@@ -20,7 +21,7 @@ import httpx
 import msgspec
 
 from tutelage.errors import Problem, TutelageError
-from tutelage_server.servers import KnownServer
+from tutelage_server.client.servers import KnownServer
 
 PATIENCE = 120.0
 "Seconds for which a server that is gone is waited for, unless $TUTELAGE_PATIENCE says otherwise."
@@ -65,6 +66,9 @@ class Client:
         patience: seconds for which a request is tried again; a server that never answered is given up sooner.
         transport: instead of the network, for tests.
         waiting: called with a sentence when there is something to wait for.
+
+    Raises:
+        TutelageError: when the address or the key can't be one, or $TUTELAGE_PATIENCE is no number.
     """
 
     def __init__(
@@ -76,12 +80,12 @@ class Client:
         waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.url = _checked(server.url)
-        self.patience = float(os.environ.get("TUTELAGE_PATIENCE") or PATIENCE) if patience is None else patience
+        self.patience = _patience() if patience is None else patience
         self.waiting = waiting
         self._answered = False
         headers = {"user-agent": "tutelage", "accept": "application/json"}
         if server.key:
-            headers["authorization"] = f"Bearer {server.key}"
+            headers["authorization"] = f"Bearer {_sendable(server.key)}"
         self.http = httpx.Client(
             base_url=self.url,
             headers=headers,
@@ -147,12 +151,18 @@ class Client:
 
         Raises:
             ServerRefused, ConnectionLost
+            TutelageError: when what is to be sent is no text.
         """
         headers = dict(headers or {})
-        if body is not None:
-            content = msgspec.json.encode(body)
-            headers["content-type"] = "application/json"
         given = {name: value for name, value in (params or {}).items() if value is not None}
+        try:
+            encoded = msgspec.json.encode(body)
+            msgspec.json.encode(given)
+        except UnicodeEncodeError:
+            raise TutelageError.at(path, "what is to be sent holds bytes that are no text (UTF-8)") from None
+        if body is not None:
+            content = encoded
+            headers["content-type"] = "application/json"
         waits = Waits(self)
         while True:
             try:
@@ -205,7 +215,14 @@ class Client:
     def lost(self, error: httpx.TransportError) -> ConnectionLost:
         """A lost connection as a sentence."""
         said = str(error) or type(error).__name__
-        return ConnectionLost.at(self.url, f"can't be reached: {said}", "jobs go on without it; try again later")
+        fix = "jobs go on without it; try again later"
+        if "WRONG_VERSION_NUMBER" in said:
+            fix = "it has no TLS: give its address as http://…"
+        elif "CERTIFICATE_VERIFY_FAILED" in said:
+            fix = "let $SSL_CERT_FILE name the authority that signed its certificate"
+        elif not self._answered:
+            fix = "is the address right, and does it run? jobs go on without it"
+        return ConnectionLost.at(self.url, f"can't be reached: {said}", fix)
 
     @property
     def enough(self) -> float:
@@ -239,8 +256,17 @@ class Waits:
 
 
 def segment(text: str) -> str:
-    """Text as one segment of a path."""
-    return quote(text, safe="")
+    """Text as one segment of a path.
+
+    Raises:
+        TutelageError: for what would lead elsewhere.
+    """
+    try:
+        if text not in ("", ".", ".."):
+            return quote(text, safe="")
+    except UnicodeEncodeError:
+        pass
+    raise TutelageError.at(repr(text), "is no id", "list what there is: tutelage jobs list, tutelage files list")
 
 
 def refusal_of(answer: httpx.Response) -> ServerRefused:
@@ -303,10 +329,32 @@ def _messages(lines: Iterator[str]) -> Iterator[Message]:
             last = value
 
 
+def _patience() -> float:
+    """What $TUTELAGE_PATIENCE says."""
+    text = os.environ.get("TUTELAGE_PATIENCE") or str(PATIENCE)
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise TutelageError.at("$TUTELAGE_PATIENCE", f"is {text!r}", "give seconds, such as 120")
+
+
+def _sendable(key: str) -> str:
+    """A key as a header takes it."""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise TutelageError.at("the key", "holds characters that no key has", "copy it whole, and nothing else")
+    return key
+
+
 def _checked(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise TutelageError.at(url or "the server's address", "is no address", "give one like https://host:8790")
+    shown = url.rpartition("@")[2] or "the server's address"  # without a password
+    try:
+        parts = urlsplit(url)
+        httpx.URL(url)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except (ValueError, httpx.InvalidURL):  # a port or an IPv6 address that is none
+        is_one = False
+    if not is_one:
+        raise TutelageError.at(shown, "is no address", "give one like https://host:8790")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise TutelageError.at(parts.hostname, "the address holds more than a host and a path", "give the key by --key")
+        raise TutelageError.at(shown, "the address holds more than a host and a path", "give the key by --key")
     return url.rstrip("/")

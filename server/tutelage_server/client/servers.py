@@ -76,7 +76,9 @@ def name_of(url: str) -> str:
 
 
 def find_server(name: str = "") -> KnownServer:
-    """The server that is named, by name or address; else that of $TUTELAGE_URL and $TUTELAGE_KEY; else the default.
+    """The server that is named, by name or address; else that of $TUTELAGE_URL; else the default.
+
+    Unless one is named, $TUTELAGE_KEY comes before the key that is kept.
 
     Raises:
         TutelageError: when there is none.
@@ -88,12 +90,13 @@ def find_server(name: str = "") -> KnownServer:
             fix = did_you_mean(name, list(known.servers)) if known.servers else "tutelage login URL"
             raise TutelageError.at(f"--server {name}", "no such server is known here", fix)
         return found
-    url = os.environ.get("TUTELAGE_URL", "").rstrip("/")
+    url, key = os.environ.get("TUTELAGE_URL", "").rstrip("/"), os.environ.get("TUTELAGE_KEY", "").strip()
     if url:
         kept = next((each.key for each in known.servers.values() if each.url == url), "")
-        return KnownServer(url=url, key=os.environ.get("TUTELAGE_KEY") or kept)
+        return KnownServer(url=url, key=key or kept)
     if known.default in known.servers:
-        return known.servers[known.default]
+        found = known.servers[known.default]
+        return KnownServer(url=found.url, key=key or found.key)
     fix = "start one with `tutelage serve`, or name one: tutelage login URL"
     raise TutelageError.at("tutelage", "no server is known here", fix)
 
