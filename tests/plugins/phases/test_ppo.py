@@ -38,7 +38,7 @@ def test_a_reward_rises(tiny_model, tmp_path, seed):
         "clip": 0.5,
         "kl_coefficient": 0.001,
     }
-    made = online(tiny_model("llama-tied"), write_prompts(tmp_path / "p.jsonl", 8), phase, max_steps=10)
+    made = online(tiny_model("llama-tied"), write_prompts(tmp_path / "p.jsonl", 8), phase, max_steps=14)
     made["stages"][0]["trainer"] |= {"learning_rate": 3e-2, "seed": seed, "checkpoint_every": 50}
     told = events(tutelage.train(made, out=tmp_path / "run").folder, "step")
     first, last = told[0], told[-1]
