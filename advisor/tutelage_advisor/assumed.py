@@ -85,7 +85,8 @@ def completed(situation: Situation, access: str | None = None) -> tuple[Situatio
     return msgspec.structs.replace(situation, **values), found
 
 
-def _traffic(given: Traffic | None, found: list[Assumed]) -> Traffic:
+def completed_traffic(given: Traffic | None) -> Traffic:
+    """The traffic with every silent field filled in."""
     traffic = given or Traffic()
     values = {
         name: getattr(traffic, name) if getattr(traffic, name) is not None else value
@@ -93,12 +94,18 @@ def _traffic(given: Traffic | None, found: list[Assumed]) -> Traffic:
     }
     tuned = traffic.tuned_prompt_tokens
     values["tuned_prompt_tokens"] = values["prompt_tokens"] // 2 if tuned is None else tuned
-    if given is None:
-        found.append(Assumed("traffic", values["requests_per_month"], "a small service, in calls a month"))
-    else:
-        missing = [name for name in values if getattr(given, name) is None and name != "growth_per_month"]
-        found += [Assumed(f"traffic.{name}", values[name], "a common value") for name in missing]
     return Traffic(**values)
+
+
+def _traffic(given: Traffic | None, found: list[Assumed]) -> Traffic:
+    traffic = completed_traffic(given)
+    if given is None:
+        found.append(Assumed("traffic", traffic.requests_per_month, "a small service, in calls a month"))
+    else:
+        names = (*_TRAFFIC, "tuned_prompt_tokens")
+        missing = [name for name in names if getattr(given, name) is None and name != "growth_per_month"]
+        found += [Assumed(f"traffic.{name}", getattr(traffic, name), "a common value") for name in missing]
+    return traffic
 
 
 def tried(field: str) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ CHARACTER: dict[Method, tuple[str, str, str]] = {
 
 def compare_methods(case: Situation, decision: Decision, world: World) -> list[MethodAdvice]:
     """Every method with its estimate on the situation's hardware, or on the cheapest that fits where none is given."""
-    found = []
+    found, affordable = [], world.affordable(case, METHODS)
     for method in METHODS:
         tuning = world.timed(case, method)
         compute, customisation, forgetting = CHARACTER[method]
@@ -33,7 +33,7 @@ def compare_methods(case: Situation, decision: Decision, world: World) -> list[M
                 chosen=method == decision.method,
                 score=decision.method_scores[method],
                 fits=tuning.fits,
-                affordable=tuning.fits and world.affordable(case, method),
+                affordable=tuning.fits and method in affordable,
                 hardware=tuning.hardware,
                 peak_gib=tuning.peak_gib,
                 memory_gib=tuning.memory_gib,

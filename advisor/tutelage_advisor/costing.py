@@ -34,6 +34,8 @@ RETRIEVED_TOKENS = 1_500
 INDEX_PER_MONTH = 50.0
 "Dollars a month for a small hosted index. Judgement."
 
+_UTILISATION, _NO_PRICES = Serving().utilisation, Prices()
+
 AGAIN_STABLE, AGAIN_CHANGING = 12, 6
 "Months after which a model is tuned again, where knowledge is stable and where it changes. Judgement."
 
@@ -157,6 +159,10 @@ def _tuned_serving(case: Situation, world: World) -> Serving:
 
 def base_price(case: Situation, world: World) -> ApiPrice:
     """The catalog's price for the prompted base: its own, or that of a hosted model of its size."""
+    return world.once(("base price", case.model, case.weights_access), lambda: _base_price(case, world))
+
+
+def _base_price(case: Situation, world: World) -> ApiPrice:
     own = world.hosted(case.model)
     if own is not None:
         return own
@@ -247,22 +253,41 @@ def _host(case: Situation, world: World, prompt_tokens: float) -> tuple[Gpu, flo
 
 
 def _cheapest_host(case: Situation, world: World, model: str, prompt_tokens: float) -> tuple[Gpu, float, float]:
-    traffic, count = _traffic(case), world.parameters(model)
-    hosts = []
-    for gpu in world.gpus(case):
-        needed = gpus_needed(count, gpu.usable)
-        flops, bandwidth = gpu.peak_tflops("bf16") * 1e12, gpu.bandwidth_gb_s.value * 1e9
-        seconds = gpu_seconds(count, prompt_tokens, float(traffic.output_tokens or 0), flops, bandwidth)
-        hosts.append((_hosting_usd(case, gpu, needed, seconds), gpu.name, gpu, float(needed), seconds))
+    count, output, given = world.parameters(model), float(_traffic(case).output_tokens or 0), _prices(case).gpu_per_hour
+    monthly, hosts = _monthly_calls(case), []
+    for gpu, needed, flops, bandwidth, listed in _possible_hosts(case, world, model, count):
+        seconds = gpu_seconds(count, prompt_tokens, output, flops, bandwidth)
+        always, busy = needed * HOURS_PER_MONTH, seconds / 3600 / _UTILISATION
+        hours = sum(months * max(always, calls * busy) for calls, months in monthly)
+        hosts.append((hours * (listed if given is None else given), gpu.name, gpu, float(needed), seconds))
     return min(hosts, key=lambda host: host[:2])[2:]
 
 
-def _hosting_usd(case: Situation, gpu: Gpu, gpus: int, seconds: float) -> float:
-    traffic = _traffic(case)
+def _possible_hosts(
+    case: Situation, world: World, model: str, count: int
+) -> list[tuple[Gpu, int, float, float, float]]:
+    """GPUs that may host a model, each with how many it takes, their FLOP/s, bytes a second and dollars an hour."""
+
+    def find() -> list[tuple[Gpu, int, float, float, float]]:
+        return [
+            (
+                gpu,
+                gpus_needed(count, gpu.usable),
+                gpu.peak_tflops("bf16") * 1e12,
+                gpu.bandwidth_gb_s.value * 1e9,
+                cheapest(gpu) if gpu.prices else 0.0,
+            )
+            for gpu in world.gpus(case)
+        ]
+
+    return world.once(("hosts", model, case.hardware.gpu if case.hardware else None), find)
+
+
+def _monthly_calls(case: Situation) -> list[tuple[float, int]]:
+    """Calls a month, and in how many months there are so many."""
+    traffic, months = _traffic(case), case.horizon_months or 12
     calls, growth = float(traffic.requests_per_month or 0), 1 + (traffic.growth_per_month or 0.0)
-    busy = seconds / 3600 / Serving().utilisation
-    hours = (max(gpus * HOURS_PER_MONTH, calls * growth**month * busy) for month in range(case.horizon_months or 12))
-    return sum(hours) * _gpu_price(case, gpu)
+    return [(calls, months)] if growth == 1 else [(calls * growth**month, 1) for month in range(months)]
 
 
 def _gpu_price(case: Situation, gpu: Gpu) -> float:
@@ -283,7 +308,7 @@ def _traffic(case: Situation) -> Traffic:
 
 
 def _prices(case: Situation) -> Prices:
-    return case.prices or Prices()
+    return case.prices or _NO_PRICES
 
 
 def _first(*values: float | None) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from tutelage_advisor import rules
 from tutelage_advisor.advice import Approach, Method
-from tutelage_advisor.facts import facts_of, volume
+from tutelage_advisor.facts import facts_of, volume, volumes
 
 if TYPE_CHECKING:
     from tutelage_advisor.situation import Situation
@@ -25,6 +26,8 @@ _OPTIONS: dict[Method, str] = {"full": "full", "lora": "lora", "qlora": "qlora",
 "What rules call each method."
 _SIGNS = {"fine-tune": 1.0, "prompt": -1.0}
 "How points for an option count for tuning."
+READY = ("enough", "plenty")
+"Data that can be tuned on."
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,33 +50,71 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Any]
 
 
-def decide(case: Situation, world: World) -> Decision:
-    """The verdict on a completed situation. The method comes first, since what tuning costs depends on it."""
-    facts = facts_of(case, world)
-    about_methods = rules.holding("method", facts)
-    method_rules = {method: [rule for rule in about_methods if rule.option == _OPTIONS[method]] for method in METHODS}
-    scores = {method: sum(rule.weight for rule in found if not rule.blocks) for method, found in method_rules.items()}
-    method = choose(scores, method_rules, facts["tuning_route"])
-    facts["volume"] = volume(case, world, method)
+def decide(case: Situation, world: World, facts: dict[str, Any] | None = None) -> Decision:
+    """The verdict on a completed situation. The method comes first, since what tuning costs depends on it.
+
+    Args:
+        facts: of the situation (`facts_of`), where they are at hand.
+    """
+    facts = facts or facts_of(case, world)
+    methods = _weigh_methods(rules.holding("method", facts), facts["tuning_route"])
+    facts["volume"] = volume(case, world, methods.best)
     held = rules.holding("approach", facts)
-    tune = sum(_SIGNS.get(rule.option, 0.0) * rule.weight for rule in held if not rule.blocks)
-    retrieve = sum(rule.weight for rule in held if rule.option == "retrieve")
-    blocked = any(rule.blocks for rule in held)
-    ready = facts["data_state"] in ("enough", "plenty")
-    approach, combine_with = verdict(tune, retrieve, blocked, ready)
+    points = _weigh(held)
+    approach, combine_with = verdict(*points, facts["data_state"] in READY)
+    tune, retrieve, blocked = points
     return Decision(
         approach=approach,
         combine_with=combine_with,
-        method=method if approach == "fine-tune" else None,
-        considered=method,
+        method=methods.best if approach == "fine-tune" else None,
+        considered=methods.best,
         tune=tune,
         retrieve=retrieve,
         blocked=blocked,
-        held=held,
-        method_scores=scores,
-        method_rules=method_rules,
+        held=held.rules,
+        method_scores=methods.scores,
+        method_rules=methods.rules,
         facts=facts,
     )
+
+
+def outcome(case: Situation, world: World, facts: dict[str, Any] | None = None) -> tuple[Approach, Method | None]:
+    """The approach and the method of `decide`, sooner: what tuning costs is found out only where it could matter."""
+    facts = facts or facts_of(case, world)
+    method = _weigh_methods(rules.holding("method", facts), facts["tuning_route"]).best
+    ready = facts["data_state"] in READY
+    by_volume = rules.holding_by("approach", facts, "volume", volumes(facts["tuning_route"]))
+    possible = {_approach(held, ready) for held in by_volume.values()}
+    approach = possible.pop() if len(possible) == 1 else _approach(by_volume[volume(case, world, method)], ready)
+    return approach, method if approach == "fine-tune" else None
+
+
+@lru_cache(maxsize=10_000)
+def _approach(held: rules.Held, ready: bool) -> Approach:
+    return verdict(*_weigh(held), ready)[0]
+
+
+@lru_cache(maxsize=10_000)
+def _weigh(held: rules.Held) -> tuple[float, float, bool]:
+    """Points for tuning less points for prompting, points for retrieval, and whether something rules tuning out."""
+    tune = sum(_SIGNS.get(rule.option, 0.0) * rule.weight for rule in held.rules if not rule.blocks)
+    retrieve = sum(rule.weight for rule in held.rules if rule.option == "retrieve")
+    return tune, retrieve, any(rule.blocks for rule in held.rules)
+
+
+class Weighed(msgspec.Struct, frozen=True):
+    """The methods by what the rules that hold say of each."""
+
+    rules: dict[Method, list[rules.Rule]]
+    scores: dict[Method, float]
+    best: Method
+
+
+@lru_cache(maxsize=10_000)
+def _weigh_methods(held: rules.Held, route: str) -> Weighed:
+    found = {method: [rule for rule in held.rules if rule.option == _OPTIONS[method]] for method in METHODS}
+    scores = {method: sum(rule.weight for rule in each if not rule.blocks) for method, each in found.items()}
+    return Weighed(found, scores, choose(scores, found, route))
 
 
 def verdict(tune: float, retrieve: float, blocked: bool, ready: bool) -> tuple[Approach, list[Approach]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from tutelage_advisor.world import World
 
 DataState = Literal["few", "noisy", "enough", "plenty"]
+Volume = Literal["pays", "pays-little", "never", "not-tunable"]
+
+TUNABLE = ("open", "vendor")
+"Routes by which a model can be tuned."
 
 MINIMUM = {"narrow": 100, "medium": 500, "broad": 2_000}
 """Good examples to begin tuning with. OpenAI's guide sees gains from 50 to 100 on, Google's starts at 100, both for a
@@ -31,6 +36,9 @@ LARGE_DATA, HUGE_DATA = 10_000, 50_000
 
 CLEAR_SAVING = 0.8
 "Tuning saves clearly when its present cost is at most this share of prompting's."
+
+LENGTHS = (256, 512, 1_024, 2_048, 4_096, 8_192)
+"Lengths of rows that are trained on, in tokens."
 
 MANY_VARIANTS = 5
 "Variants from which serving adapters over one base matters."
@@ -59,24 +67,20 @@ def max_length(case: Situation) -> int:
     """Room for one and a half times a usual example, as a power of 2 between 256 and 8,192."""
     traffic = case.traffic
     tokens = (traffic.tuned_prompt_tokens or 0) + (traffic.output_tokens or 0) if traffic else 0
-    length = 256
-    while length < 1.5 * tokens and length < 8_192:
-        length *= 2
-    return length
+    return LENGTHS[min(bisect_left(LENGTHS, 1.5 * tokens), len(LENGTHS) - 1)]
 
 
 def facts_of(case: Situation, world: World) -> dict[str, Any]:
     """Every fact of a completed situation by its name, but for `volume`, which depends on the method."""
     facts: dict[str, Any] = msgspec.structs.asdict(case)
-    route = world.route(case)
-    facts["tuning_route"] = route
+    facts["tuning_route"] = world.route(case)
     facts["data_state"] = data_state(case)
     facts["data_scale"] = data_scale(case)
     facts["many_variants"] = (case.variants or 1) >= MANY_VARIANTS
     facts["model_size"] = world.model_size(case)
     tunings = world.tunings(case)
     fitting = [method for method, tuning in tunings.items() if tuning.fits]
-    affordable = [method for method in fitting if world.affordable(case, method)]
+    affordable = world.affordable(case, fitting)
     for method in tunings:
         facts[f"{method}_fits"] = method in fitting
         facts[f"{method}_affordable"] = method in affordable or method not in fitting
@@ -85,9 +89,28 @@ def facts_of(case: Situation, world: World) -> dict[str, Any]:
     return facts
 
 
-def volume(case: Situation, world: World, method: Method) -> Literal["pays", "pays-little", "never", "not-tunable"]:
+FOLLOWED = frozenset(
+    {
+        *("examples", "example_quality", "task_breadth", "weights_access", "data_may_leave", "traffic", "model"),
+        *("hardware", "variants", "budget_usd", "prices"),
+    }
+)
+"Fields from which other facts follow than `volume`."
+
+
+def facts_with(facts: dict[str, Any], case: Situation, field: str, world: World) -> dict[str, Any]:
+    """The facts of a situation that differs from the one with `facts` in one field."""
+    return facts_of(case, world) if field in FOLLOWED else {**facts, field: getattr(case, field)}
+
+
+def volumes(route: str) -> tuple[Volume, ...]:
+    """What `volume` may be on a route."""
+    return ("pays", "pays-little", "never") if route in TUNABLE else ("not-tunable",)
+
+
+def volume(case: Situation, world: World, method: Method) -> Volume:
     """Whether tuning by this method pays back at this traffic: net present value over 0, and how clearly."""
-    if world.route(case) not in ("open", "vendor"):
+    if world.route(case) not in TUNABLE:
         return "not-tunable"
     share = world.tuned_to_prompt(case, method)
     return "pays" if share <= CLEAR_SAVING else "pays-little" if share < 1 else "never"

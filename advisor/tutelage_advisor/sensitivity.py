@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tutelage_advisor.advice import Flip
-from tutelage_advisor.assumed import completed, tried
-from tutelage_advisor.decide import Decision, decide
-from tutelage_advisor.situation import Hardware, Situation, Traffic
+from tutelage_advisor.assumed import completed, completed_traffic, tried
+from tutelage_advisor.decide import Decision, decide, outcome
+from tutelage_advisor.facts import facts_with
+from tutelage_advisor.situation import Hardware, Situation
 
 if TYPE_CHECKING:
     from tutelage_advisor.world import World
@@ -48,9 +49,9 @@ def flips(case: Situation, decision: Decision, world: World, field: str) -> list
         other = with_value(case, field, value)
         if other == case:
             continue
-        new = decide(other, world)
-        if (new.approach, new.method) != (decision.approach, decision.method):
-            found.append(_flip(field, value, decision, new))
+        facts = facts_with(decision.facts, other, field, world)
+        if outcome(other, world, facts) != (decision.approach, decision.method):
+            found.append(_flip(field, value, decision, decide(other, world, facts)))
     return found
 
 
@@ -69,18 +70,16 @@ def importance(situation: Situation, world: World, completions: int = 24, seed: 
         for field in silent:
             case = with_value(case, field, draw.choice(tried(field)))
         case, _assumed = completed(case, world.access(case.model))
-        before = decide(case, world)
+        before = outcome(case, world)
         for field in silent:
-            after = decide(with_value(case, field, draw.choice(tried(field))), world)
-            changed[field] += (before.approach, before.method) != (after.approach, after.method)
+            changed[field] += before != outcome(with_value(case, field, draw.choice(tried(field))), world)
     return {field: count / completions for field, count in changed.items()}
 
 
 def with_value(case: Situation, field: str, value: Any) -> Situation:
     """The situation with another value of one field, as `tried` gives them."""
     if field == "traffic":
-        traffic = completed(case)[0].traffic or Traffic()
-        value = msgspec.structs.replace(traffic, requests_per_month=value)
+        value = msgspec.structs.replace(completed_traffic(case.traffic), requests_per_month=value)
     elif field == "hardware" and value is not None:
         value = Hardware(gpu=value[0], count=value[1])
     return msgspec.structs.replace(case, **{field: value})

@@ -21,7 +21,7 @@ from tutelage_advisor.estimates.models import from_config
 from tutelage_advisor.facts import MINIMUM, NOISY_YIELD, ROBUST, max_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tutelage_advisor.advice import Method
     from tutelage_advisor.catalog import ApiPrice, Catalog, Gpu, ModelEntry
@@ -67,7 +67,7 @@ class World:
     def check(self, case: Situation) -> None:
         """Raise TutelageError where the situation names a GPU or an open model that is not known."""
         if case.hardware is not None:
-            self.catalog.gpu(case.hardware.gpu, "hardware.gpu")
+            self.gpus(case)
         if case.model is not None and case.weights_access in (None, "open") and self.hosted(case.model) is None:
             self.parameters(case.model)
 
@@ -93,13 +93,13 @@ class World:
         return found
 
     def _find(self, kind: str, name: str | None) -> Any:
-        def find() -> Any:
-            try:
-                return getattr(self.catalog, kind)(name) if name else None
-            except TutelageError:
-                return None
+        return self.once((kind, name), lambda: self._look_up(kind, name)) if name else None
 
-        return self.once((kind, name), find)
+    def _look_up(self, kind: str, name: str) -> Any:
+        try:
+            return getattr(self.catalog, kind)(name)
+        except TutelageError:
+            return None
 
     def route(self, case: Situation) -> Route:
         """Whether the model can be tuned, and where."""
@@ -115,10 +115,14 @@ class World:
 
     def trainable(self, case: Situation) -> str:
         """The open model that estimates are made for: the situation's, else one of a common size."""
-        model = case.model
-        if model is None or (self.entry(model) is None and (case.weights_access != "open" or self.hosted(model))):
+        model, is_open = case.model, case.weights_access == "open"
+        if model is None:
             return DEFAULT_MODEL
-        return model
+
+        def name() -> str:
+            return model if self.entry(model) or (is_open and not self.hosted(model)) else DEFAULT_MODEL
+
+        return self.once(("trainable", model, is_open), name)
 
     def hub_name(self, model: str) -> str:
         """What a recipe calls an open model.
@@ -161,37 +165,42 @@ class World:
 
     def job(self, case: Situation) -> fitting.Job:
         """What would be trained: the usable examples, or the fewest that would do, with room for a long tuned call."""
-        model, traffic, prices = self.trainable(case), case.traffic, case.prices
-        tokens = max(8, (traffic.tuned_prompt_tokens or 0) + (traffic.output_tokens or 0)) if traffic else 8
+        model = self.trainable(case)
         return fitting.Job(
             model=model,
             shape=self.shape(model),
             examples=train_on(case),
-            tokens_per_example=float(tokens),
+            tokens_per_example=_tokens_per_example(case),
             seq_len=max_length(case),
-            usd_per_gpu_hour=prices.gpu_per_hour if prices else None,
+            usd_per_gpu_hour=case.prices.gpu_per_hour if case.prices else None,
         )
+
+    def _place(self, case: Situation) -> tuple[str, int, Any]:
+        """All that the memory of a training depends on, as a key."""
+        return self.trainable(case), max_length(case), _hardware(case)
 
     def tunings(self, case: Situation) -> dict[Method, Tuning]:
         """Whether each method fits the situation's hardware, or which rented hardware it takes."""
-        job = self.job(case)
-        key = ("tunings", job.model, job.seq_len, _hardware(case))
-        return self.once(key, lambda: {method: self._fit(job, method, case) for method in METHODS})
+        return self.once(
+            ("tunings", self._place(case)), lambda: {method: self._fit(case, method) for method in METHODS}
+        )
 
-    def _fit(self, job: fitting.Job, method: Method, case: Situation) -> Tuning:
-        key = ("fit", job.model, job.seq_len, method, _hardware(case))
-        return self.once(key, lambda: fitting.fit(job, method, self.gpus(case), case.hardware))
+    def _fit(self, case: Situation, method: Method) -> Tuning:
+        key = ("fit", method, self._place(case))
+        return self.once(key, lambda: fitting.fit(self.job(case), method, self.gpus(case), case.hardware))
 
     def timed(self, case: Situation, method: Method) -> Tuning:
-        """One method with hours and dollars of a training, which grow with its tokens; the rate is looked up once."""
-        job = self.job(case)
+        """One method with hours and dollars of a training."""
+        return fitting.scaled(self._rate(case, method), _million_tokens(case))
 
-        def rate() -> Tuning:
-            tuning = self._fit(job, method, case)
-            return fitting.timed(fitting.a_million(job), tuning, self.gpus(case), case.hardware)
+    def _rate(self, case: Situation, method: Method) -> Tuning:
+        """The same for a million tokens: hours and dollars grow with them."""
 
-        key = ("rate", method, job.model, job.seq_len, job.usd_per_gpu_hour, _hardware(case))
-        return fitting.scaled(self.once(key, rate), job.tokens / 1e6)
+        def find() -> Tuning:
+            job = fitting.a_million(self.job(case))
+            return fitting.timed(job, self._fit(case, method), self.gpus(case), case.hardware)
+
+        return self.once(("rate", method, case.prices and case.prices.gpu_per_hour, self._place(case)), find)
 
     def gpus(self, case: Situation) -> list[Gpu]:
         """The situation's GPU, or those that are worth renting."""
@@ -204,27 +213,28 @@ class World:
         """Dollars of one training by a method; a vendor's price where it tunes, rented hardware where nothing fits."""
         if self.route(case) == "vendor":
             return costing.vendor_training_usd(case, self)
-        tuning = self.timed(case, method)
-        if not tuning.fits:
+        rate = self._rate(case, method)
+        if not rate.fits:
             rented = self.cheapest_that_fits(case)
             return (rented.usd or 0.0) if rented else 0.0
-        return tuning.usd or 0.0
+        return (rate.usd or 0.0) * _million_tokens(case)
 
-    def affordable(self, case: Situation, method: Method) -> bool:
-        """Whether the training, with the failed tries that are usual, is within the budget."""
-        return case.budget_usd is None or self.training_usd(case, method) * TRIES <= case.budget_usd
+    def affordable(self, case: Situation, methods: Iterable[Method]) -> list[Method]:
+        """Those of some methods by which a training, with the failed tries that are usual, is within the budget."""
+        budget = case.budget_usd
+        return [method for method in methods if budget is None or self.training_usd(case, method) * TRIES <= budget]
 
     def cheapest_that_fits(self, case: Situation) -> Tuning | None:
         """The rented hardware with the lowest price an hour on which QLoRA, which needs least, tunes the model."""
         rented = msgspec.structs.replace(case, hardware=None)
-        job = self.job(rented)
 
         def find() -> Tuning | None:
-            tuning = self._fit(job, "qlora", rented)
+            tuning, job = self._fit(rented, "qlora"), fitting.a_million(self.job(rented))
             return fitting.least(job, tuning, self.gpus(rented)) if tuning.fits else None
 
-        key = ("least", job.model, job.seq_len, job.examples, job.tokens_per_example, job.usd_per_gpu_hour)
-        return self.once(key, find)
+        key = ("least", case.prices and case.prices.gpu_per_hour, self._place(rented))
+        found = self.once(key, find)
+        return found and fitting.scaled(found, _million_tokens(case))
 
     def largest_that_fits(self, case: Situation) -> Tuning | None:
         """The largest model of the catalog, below the wanted one, that QLoRA tunes on the hardware at hand."""
@@ -232,7 +242,7 @@ class World:
         smaller = [entry for entry in self.catalog.models if 0 < entry.published_parameters < wanted]
         for entry in sorted(smaller, key=lambda entry: -entry.published_parameters):
             other = msgspec.structs.replace(case, model=entry.name)
-            found = self._fit(self.job(other), "qlora", other)
+            found = self._fit(other, "qlora")
             if found.fits:
                 return found
         return None
@@ -254,7 +264,8 @@ class World:
     def warnings(self, case: Situation) -> list[str]:
         """Prices that were read long ago, among those that the advice uses, and vendors' closing dates."""
         used = costing.price_names(case, self)
-        found = [f"{stale}; check it" for stale in self.catalog.stale(self.today) if stale.name in used]
+        aged = self.once("stale", lambda: self.catalog.stale(self.today))
+        found = [f"{stale}; check it" for stale in aged if stale.name in used]
         price = self.hosted(case.model)
         if self.route(case) == "vendor" and price is not None and price.tuning_until:
             found.append(f"{price.vendor} takes no new tuning jobs for {price.model} from {price.tuning_until} on")
@@ -270,6 +281,16 @@ def train_on(case: Situation) -> int:
     if case.example_quality == "noisy":
         examples = min(int(examples * NOISY_YIELD), ROBUST[breadth])
     return max(examples, MINIMUM[breadth])
+
+
+def _million_tokens(case: Situation) -> float:
+    """Millions of tokens of one pass over what would be trained on."""
+    return train_on(case) * _tokens_per_example(case) / 1e6
+
+
+def _tokens_per_example(case: Situation) -> float:
+    traffic = case.traffic
+    return float(max(8, (traffic.tuned_prompt_tokens or 0) + (traffic.output_tokens or 0))) if traffic else 8.0
 
 
 def _hardware(case: Situation) -> tuple[str, int, int] | None:

@@ -48,19 +48,18 @@ def option_cost(inputs: CostInputs, option: Option) -> OptionCost:
     upfront_usd = sum((_exact(line.usd) for line in upfront), Decimal(0))
     again_usd = sum((_exact(_line(item).usd) for item in option.again), Decimal(0))
     growth, yearly = 1 + _exact(inputs.growth_per_month), 1 + _exact(inputs.discount_per_year)
-    per_call = usd_per_call(option.serving)
     cumulative = present = upfront_usd
+    requests, per_call = _exact(inputs.requests_per_month), usd_per_call(option.serving)
+    tokens, hosting, load = _use(option.serving, requests, per_call)
     months = []
     for number in range(1, inputs.horizon_months + 1):
-        requests = _exact(inputs.requests_per_month) * growth ** (number - 1)
-        tokens = _cents(requests * per_call)
-        hours = gpu_hours(option.serving, requests)
-        hosting = _cents(hours * _exact(option.serving.gpu_per_hour)) + _cents(_exact(option.serving.fixed_per_month))
+        if growth != 1 and number > 1:
+            requests = _exact(inputs.requests_per_month) * growth ** (number - 1)
+            tokens, hosting, load = _use(option.serving, requests, per_call)
         again = again_usd if is_due(option, number) else Decimal(0)
         total = tokens + hosting + again
         cumulative += total
         present += total / _power(yearly, number)
-        load = float(busy_hours(option.serving, requests) / hours) if hours else None
         months.append(
             Month(
                 month=number,
@@ -82,6 +81,14 @@ def option_cost(inputs: CostInputs, option: Option) -> OptionCost:
         total_usd=float(cumulative),
         present_value_usd=_dollars(present),
     )
+
+
+def _use(serving: Serving, requests: Decimal, per_call: Decimal) -> tuple[Decimal, Decimal, float | None]:
+    """Dollars of tokens and of hosting in a month of so many calls, and the load of the GPUs."""
+    hours = gpu_hours(serving, requests)
+    hosting = _cents(hours * _exact(serving.gpu_per_hour)) + _cents(_exact(serving.fixed_per_month))
+    load = float(busy_hours(serving, requests) / hours) if hours else None
+    return _cents(requests * per_call), hosting, load
 
 
 @functools.lru_cache(maxsize=1024)

@@ -15,7 +15,7 @@ import sys
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from tutelage_advisor.costs.inputs import HOURS_PER_MONTH, CostInputs, Item, Option
+from tutelage_advisor.costs.inputs import HOURS_PER_MONTH, CostInputs, Item, Kind, Option
 from tutelage_advisor.costs.results import Interval, MonteCarlo, Swing
 
 FACTORS: dict[str, tuple[float, float]] = {
@@ -72,14 +72,23 @@ class Closed:
 
     def given(self, requests: float | None = None) -> tuple[float, float]:
         """Present values of prompting and of tuning with every input as it was given, or at another volume."""
-        factors, calls = [[1.0]] * len(FACTORS), [self.requests if requests is None else float(requests)]
-        prompt, tuned = (self._present(option, calls, [1.0], factors)[0] for option in (self.prompt, self.tuned))
-        return prompt, tuned
+        calls = self.requests if requests is None else float(requests)
+        return self._present_as_given(self.prompt, calls), self._present_as_given(self.tuned, calls)
 
     def pays_at(self, requests: float) -> bool:
         """Whether tuning pays at another volume."""
         prompt, tuned = self.given(requests)
         return tuned < prompt
+
+    def _present_as_given(self, option: Reduced, calls: float) -> float:
+        """What `_present` is where every factor is 1."""
+        total = option.machine + option.fixed + option.people + option.training
+        made = calls * (1 + option.repeated)
+        if option.input_usd or option.output_usd:
+            total += made * (option.input_usd * self.all_months + option.output_usd * self.all_months)
+        if option.always_usd:
+            total += self._hosting(option.always_usd, made * option.busy_usd)
+        return total
 
     def _present(self, option: Reduced, calls: Column, prompt: Column, factors: list[Column]) -> Column:
         _, _, output, tokens, gpus, seconds, people, training, repeats = factors
@@ -133,14 +142,11 @@ class Closed:
             again = _sum_of_powers(self.v, 1 + option.again_every_months, self.months, option.again_every_months)
         cached = min(serving.cached_tokens, serving.prompt_tokens)
         fresh = serving.prompt_tokens - cached
-
-        def once_and_again(kind: str) -> float:
-            return _sum_of(option.upfront, kind) + again * _sum_of(option.again, kind)
-
+        first, later = _by_kind(option.upfront), _by_kind(option.again)
         return Reduced(
-            people=once_and_again("people"),
-            machine=once_and_again("machine"),
-            training=once_and_again("training"),
+            people=first["people"] + again * later["people"],
+            machine=first["machine"] + again * later["machine"],
+            training=first["training"] + again * later["training"],
             fixed=serving.fixed_per_month * self.flat_months,
             input_usd=(fresh * serving.input_per_million + cached * serving.cached_input_per_million) / 1e6,
             output_usd=serving.output_tokens * serving.output_per_million / 1e6,
@@ -223,9 +229,8 @@ def _sum_of_powers(v: float, first: int, last: int, step: int) -> float:
     return sum(v**month for month in range(first, last + 1, step))
 
 
-def _sum_of(items: list[Item], kind: str) -> float:
-    total = 0.0
+def _by_kind(items: list[Item]) -> dict[Kind, float]:
+    totals: dict[Kind, float] = {"people": 0.0, "machine": 0.0, "training": 0.0}
     for item in items:
-        if item.kind == kind:
-            total += item.quantity * item.usd_each
-    return total
+        totals[item.kind] += item.quantity * item.usd_each
+    return totals

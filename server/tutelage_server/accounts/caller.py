@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -23,7 +23,7 @@ class Caller(msgspec.Struct, frozen=True):
     requests_per_minute: int | None = None
 
 
-def requires(scope: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:
+def requires(scope: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]:
     """A guard that lets only keys with a scope pass: `@get(..., guards=[requires("read")])`.
 
     Every handler has one, or is named among the open ones (`accounts.authentication.OPEN`).
@@ -31,7 +31,8 @@ def requires(scope: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRo
     if scope not in SCOPES:
         raise ValueError(f"{scope} is no scope")
 
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    # A plain function would be called in a thread of its own at every request.
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         caller: Caller = connection.user
         if scope not in caller.scopes:
             wrong = f"this key lacks the scope {scope} (it has {', '.join(sorted(caller.scopes)) or 'none'})"

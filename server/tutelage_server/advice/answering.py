@@ -120,6 +120,14 @@ def is_quick(asked: Situation, draws: int) -> bool:
     return asked.data is None and draws <= QUICK_DRAWS and known
 
 
+def is_quick_estimate(asked: Any) -> bool:
+    """The same of an estimate: that of a recipe reads files, and what fits is found by trying much."""
+    if not isinstance(asked, dict) or asked.get("what_fits") or "recipe" in asked:
+        return False
+    model = asked.get("model")
+    return isinstance(model, str) and world_of(datetime.date.today()).is_known(model)
+
+
 def check_model(model: str, world: World) -> None:
     """Refuse a model that the catalog doesn't know: elsewhere such a name may be a path, which here it never is.
 

@@ -33,6 +33,11 @@ Asked = Request[Caller, Any, Any]
 MOST_DRAWS = 100_000
 
 
+def _settings_and_store(request: Asked) -> tuple[Settings, Store]:
+    """What the framework would give too, but by a task for each, which takes as long as to read the question."""
+    return request.app.state.settings, request.app.state.store
+
+
 @post(
     "/v1/advice",
     guards=[requires("advise")],
@@ -42,8 +47,6 @@ MOST_DRAWS = 100_000
 )
 async def give_advice(
     request: Asked,
-    store: NamedDependency[Store],
-    settings: NamedDependency[Settings],
     body: bytes,
     draws: Annotated[int, Parameter(ge=0, le=MOST_DRAWS, description="Of the Monte Carlo over costs.")] = 10_000,
     seed: Annotated[int, Parameter(ge=0, le=2**31, description="Of those draws.")] = 0,
@@ -53,6 +56,7 @@ async def give_advice(
     Only `task` must be given; what is left out is assumed, and the advice says how much each assumption matters. `data`
     is `file:ID`: its first rows are then audited.
     """
+    settings, store = _settings_and_store(request)
     asked = answering.read_situation(body)
     if answering.is_quick(asked, draws):
         return answering.answer_situation(settings, store, request.user, asked, draws, seed)
@@ -66,11 +70,13 @@ async def give_advice(
     tags=["advice"],
     opt={"body": (ModelQuestion, RecipeQuestion)},
 )
-async def give_estimate(
-    request: Asked, store: NamedDependency[Store], settings: NamedDependency[Settings], body: bytes
-) -> Estimate | RecipeEstimate | WhatFits:
+async def give_estimate(request: Asked, body: bytes) -> Estimate | RecipeEstimate | WhatFits:
     """Predict memory, time and money of a recipe, or of a model and settings, on given hardware."""
-    return await run_sync(answering.answer_estimate, settings, store, request.user, answering.read_json(body))
+    settings, store = _settings_and_store(request)
+    asked = answering.read_json(body)
+    if answering.is_quick_estimate(asked):
+        return answering.answer_estimate(settings, store, request.user, asked)
+    return await run_sync(answering.answer_estimate, settings, store, request.user, asked)
 
 
 @post("/v1/audits", guards=[requires("advise")], status_code=200, sync_to_thread=True, tags=["advice"])

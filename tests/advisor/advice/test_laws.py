@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from situations import FIELDS, TODAY, situations
 
-from tutelage_advisor import Situation, advise
-from tutelage_advisor.assumed import completed
-from tutelage_advisor.decide import Decision, decide
+from tutelage_advisor import Situation, advise, rules
+from tutelage_advisor.advising import advise_in
+from tutelage_advisor.assumed import completed, completed_traffic
+from tutelage_advisor.decide import Decision, decide, outcome
 from tutelage_advisor.explain import reasons_for
+from tutelage_advisor.facts import facts_with
 from tutelage_advisor.world import World
 
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -116,11 +118,26 @@ def test_a_silent_field_is_as_good_as_its_assumption(situation: Situation) -> No
     assert (before.approach, before.method, before.tune) == (after.approach, after.method, after.tune)
 
 
+@quick
+@given(situations(), st.sampled_from(sorted(FIELDS)), st.data())
+def test_what_is_found_sooner_is_what_is_found_from_scratch(situation: Situation, field: str, data: Any) -> None:
+    case, _ = completed(situation, world().access(situation.model))
+    value = data.draw(FIELDS[field])
+    other = msgspec.structs.replace(case, **{field: completed_traffic(value) if field == "traffic" else value})
+    facts, expected = facts_with(decide(case, world()).facts, other, field, world()), decide(other, world())
+    assert outcome(other, world(), {**facts}) == (expected.approach, expected.method)
+    assert decide(other, world(), facts) == expected
+    for file in ("approach", "method"):
+        holding = [rule for rule in rules.load(file) if rule.holds(expected.facts)]
+        assert rules.holding(file, expected.facts).rules == holding
+
+
 @settings(deadline=None, max_examples=15)
 @given(situations())
 def test_the_same_situation_gets_the_same_advice(situation: Situation) -> None:
-    once, again = (msgspec.json.encode(advise(situation, today=TODAY, draws=50)) for _ in range(2))
-    assert once == again
+    once, again = advise(situation, today=TODAY, draws=50), advise(situation, today=TODAY, draws=50)
+    among_many = advise_in(world(), situation, draws=50)
+    assert msgspec.json.encode(once) == msgspec.json.encode(again) == msgspec.json.encode(among_many)
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
