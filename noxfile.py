@@ -22,6 +22,8 @@ DEVELOP = [
     "import-linter", "jsonschema", "hatchling", "openai", "schemathesis", "moto[server]", "bandit[toml]", "fastapi",
 ]  # fmt: skip
 
+LITGPT = "litgpt==0.5.13"
+
 nox.options.sessions = ["tests"]
 
 
@@ -93,7 +95,25 @@ def journeys(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure beside other libraries: `-- sft …` for speed and memory, `-- alignment …` for loss curves."""
+    """Measure beside other libraries: all (`-- --quick`, `-- --help`), or one module (`-- alignment_beside_trl …`)."""
     install(session, DEVELOP)
-    which, *options = session.posargs or ["sft"]
-    python(session, f"bench/{which}_beside_trl.py", *options)
+    options = session.posargs
+    if options and not options[0].startswith("-"):
+        python(session, "-m", f"bench.{options[0]}", *options[1:])
+    elif {"--help", "-h", "--read", "--quick"} & set(options):
+        python(session, "-m", "bench", *options)
+    else:
+        python(session, "-m", "bench", *litgpt(session), *options)
+
+
+def litgpt(session: nox.Session) -> list[str]:
+    """The option that names a Python with LitGPT, in an environment of its own; none where it can't be installed."""
+    folder = ROOT / ".nox" / "litgpt"
+    programs = folder / BIN.name
+    if not (folder / "pyvenv.cfg").is_file():
+        pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        torch = next(pin for pin in pins if pin.startswith("torch=="))
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(folder), external=True)
+        command = [str(programs / "python"), "-m", "pip", "install", "--quiet", LITGPT, torch]
+        session.run(*command, external=True, success_codes=[0, 1])  # the report then says that it was not measured
+    return ["--litgpt", str(programs / "python")] if list(programs.glob("litgpt*")) else []
