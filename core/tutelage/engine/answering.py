@@ -117,6 +117,7 @@ class AnsweringLearner(Learner):
                     top_p=config.top_p,
                     seeds=seeds,
                     batch_size=max(1, SAMPLED_AT_ONCE * self.progress.micro_batch_tokens // width),
+                    log_probs=False,
                     **self.ends,
                 )
 

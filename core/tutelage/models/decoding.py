@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tutelage.errors import TutelageError
+from tutelage.models.caching import cache_for, cache_options
 from tutelage.models.prompts import soft_tokens, with_soft_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from tutelage.models.shortcut import Shortcut
 
 
 class State:
@@ -25,15 +27,21 @@ class State:
         logits: (rows, vocabulary) in float32.
     """
 
-    def __init__(self, model: nn.Module, prompts: list[list[int]], *, pad: int, room: int) -> None:
-        self._base = _base_of(model)
-        self._cache: Any = _cache_for(self._base)
+    def __init__(
+        self, model: nn.Module, prompts: list[list[int]], *, pad: int, room: int, shortcut: Shortcut | None = None
+    ) -> None:
+        """Take the prompts in.
+
+        Args:
+            pad: the id that fills shorter prompts up; it is masked.
+            room: how many tokens may follow.
+            shortcut: of this model, for the tokens that follow.
+        """
+        self._base = base_of(model)
+        self._shortcut = shortcut
+        self._cache: Any = cache_for(self._base, whole=shortcut is not None)
         known = inspect.signature(self._base.forward).parameters
-        self._options: dict[str, Any] = {
-            "cache" if "cache" in known else "past_key_values": self._cache,
-            "use_cache": True,
-            "return_dict": True,
-        }
+        self._options = cache_options(self._base, self._cache)
         if "logits_to_keep" in known:
             self._options["logits_to_keep"] = 1
         self._takes_positions = "position_ids" in known
@@ -63,7 +71,11 @@ class State:
         """Take one more token (rows,) into each row."""
         self._width += 1
         self._positions = self._positions + 1
-        self.logits = self._forward({"input_ids": tokens[:, None]}, self._positions)
+
+        def step() -> Tensor:
+            return self._forward({"input_ids": tokens[:, None]}, self._positions)
+
+        self.logits = step() if self._shortcut is None else self._shortcut.step(self._cache, step)
 
     def _forward(self, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
         if self._takes_positions:
@@ -73,67 +85,7 @@ class State:
         return logits
 
 
-class RoomyLayer(DynamicLayer):
-    """A layer of a cache that keeps room for tokens to come, instead of copying all of itself at each token.
-
-    `keys` and `values` (rows, heads, tokens, head_dim) are views of larger tensors.
-    """
-
-    keys: Any
-    values: Any
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._all_keys: Any = None
-        self._all_values: Any = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_arguments: Any, **_options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append (rows, heads, new tokens, head_dim); all keys and values."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._all_keys = self.keys = key_states
-            self._all_values = self.values = value_states
-            return self.keys, self.values
-        rows, _, length, _ = self.keys.shape
-        end = length + key_states.shape[-2]
-        if end > self._all_keys.shape[-2]:
-            self._all_keys, self._all_values = _with_room(self.keys, end), _with_room(self.values, end)
-        self.keys, self.values = self._all_keys[:rows, :, :end], self._all_values[:rows, :, :end]
-        self.keys[:, :, length:] = key_states
-        self.values[:, :, length:] = value_states
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take these rows; fewer than there were stay where they are, and only those that move are copied."""
-        rows = len(beam_idx)
-        if rows > len(self.keys):
-            self._all_keys = self.keys = self.keys[beam_idx]
-            self._all_values = self.values = self.values[beam_idx]
-            return
-        moved = (beam_idx != torch.arange(rows, device=beam_idx.device)).nonzero()[:, 0]
-        for states in (self.keys, self.values):
-            states[moved] = states[beam_idx[moved]]
-        self.keys, self.values = self.keys[:rows], self.values[:rows]
-
-
-def _with_room(states: Tensor, length: int) -> Tensor:
-    """A copy of (rows, heads, tokens, head_dim) with room for `length` tokens and a quarter more."""
-    rows, heads, known, size = states.shape
-    roomy = states.new_empty(rows, heads, length + length // 4 + 32, size)
-    roomy[:, :, :known] = states
-    return roomy
-
-
-def _cache_for(base: PreTrainedModel) -> DynamicCache:
-    """An empty cache as the model's config asks for, whose plain layers have room to grow."""
-    cache = DynamicCache(config=base.config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-def _base_of(model: nn.Module) -> PreTrainedModel:
+def base_of(model: nn.Module) -> PreTrainedModel:
     """The transformers model, which has an adapter's layers in it; a soft prompt is put before it by hand.
 
     Raises:
@@ -153,7 +105,7 @@ def ready(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, with an attention that knows a cache, which that of packed training does not."""
     from tutelage.engine.attention import SEGMENTS
 
-    base: Any = _base_of(model)
+    base: Any = base_of(model)
     attention, was_training = base.config._attn_implementation, model.training
     model.eval()
     try:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TutelageError
-from tutelage.models.loading import end_ids, load_model, load_tokenizer, quietly
+from tutelage.models.loading import load_model, load_tokenizer
 from tutelage.models.locating import Located, fetch, locate
 from tutelage.models.merging import with_adapter
-from tutelage.models.prompts import Prompt, generate_ids, soft_tokens, token_ids
+from tutelage.models.prompts import Prompt, soft_tokens, token_ids
 from tutelage.plugins import Host
 from tutelage.recipe import Tokens
 
@@ -71,25 +69,22 @@ def generate(
 
     Args:
         temperature: 0 takes the likeliest token each time.
-        seed: of the sampling; the process's own random state is left as it was.
+        seed: of the sampling: each answer has random numbers of its own, by its place; the process's own random state
+            is left as it was.
     Raises:
-        TutelageError: when a prompt has no tokens, does not fit the context, or needs a chat template that is missing.
+        TutelageError: when a prompt has no tokens, does not fit the context, or needs a chat template that is missing;
+            or the adapter is of a kind that can't be sampled from.
     """
-    import torch
+    from tutelage.models.sampling import ends_of, sample, seed_of
 
     encoded = [
         encode(model, tokenizer, prompt, max_new_tokens, f"prompt {index}") for index, prompt in enumerate(prompts)
     ]
-    options = _options(model, tokenizer, max_new_tokens, temperature, top_p)
-    answers = [""] * len(prompts)
-    with torch.random.fork_rng(), torch.no_grad(), quietly():
-        torch.manual_seed(seed)
-        by_length = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
-        for start in range(0, len(encoded), batch_size):
-            rows = by_length[start : start + batch_size]
-            for row, ids in zip(rows, generate_ids(model, [encoded[row] for row in rows], **options), strict=True):
-                answers[row] = _text(tokenizer, ids, options)
-    return answers
+    rule: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    rule |= ends_of(model, tokenizer)
+    seeds = [seed_of(seed, index) for index in range(len(prompts))]
+    drawn = sample(model, encoded, seeds=seeds, batch_size=batch_size, log_probs=False, **rule)
+    return [_text(tokenizer, each.ids, rule["ends"]) for each in drawn]
 
 
 def stream(
@@ -107,66 +102,26 @@ def stream(
     Raises:
         TutelageError: as `generate` does.
     """
+    from tutelage.models.sampling import draw, ends_of, seed_of
+
     ids = encode(model, tokenizer, prompt, max_new_tokens, "prompt")
-    options = _options(model, tokenizer, max_new_tokens, temperature, top_p)
-    streamer = _Streamer()
-
-    def work() -> None:
-        import torch
-
-        try:
-            with torch.random.fork_rng(), torch.no_grad(), quietly():
-                torch.manual_seed(seed)
-                generate_ids(model, [ids], **options, streamer=streamer, stopping_criteria=[streamer.stopping])
-            streamer.items.put(None)
-        except BaseException as error:  # carried over to the thread that reads
-            streamer.items.put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield from _pieces(tokenizer, streamer, options)
-    finally:
-        streamer.stopped.set()
-        thread.join()
+    rule: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    rule |= ends_of(model, tokenizer)
+    steps = draw(model, ids, seeds=[seed_of(seed, 0)], **rule)
+    yield from _pieces(tokenizer, (token for step in steps for _, token in step), rule["ends"])
 
 
-class _Streamer:
-    """What transformers hands new tokens to, (batch,) at a time, after the prompt's."""
-
-    def __init__(self) -> None:
-        self.items: queue.Queue[int | BaseException | None] = queue.Queue()
-        self.stopped = threading.Event()
-        self._past_prompt = False
-
-    def put(self, value: Any) -> None:
-        if self._past_prompt:
-            for token in value.reshape(-1).tolist():
-                self.items.put(token)
-        self._past_prompt = True
-
-    def end(self) -> None:
-        """Called after the last token."""
-
-    def stopping(self, input_ids: Any, *_: Any, **__: Any) -> Any:
-        import torch
-
-        return torch.full((input_ids.shape[0],), self.stopped.is_set(), device=input_ids.device)
-
-
-def _pieces(tokenizer: Any, streamer: _Streamer, options: dict[str, Any]) -> Iterator[str]:
+def _pieces(tokenizer: Any, tokens: Iterable[int], ends: frozenset[int]) -> Iterator[str]:
     """Text as it grows; half a character (shown as the replacement mark) waits for its rest."""
     ids: list[int] = []
     shown = ""
-    while (item := streamer.items.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        ids.append(item)
-        text = _text(tokenizer, ids, options)
+    for token in tokens:
+        ids.append(token)
+        text = _text(tokenizer, ids, ends)
         if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(shown) and text != shown:
             yield text[len(shown) :]
             shown = text
-    rest = _text(tokenizer, ids, options)
+    rest = _text(tokenizer, ids, ends)
     if rest.startswith(shown) and rest != shown:
         yield rest[len(shown) :]
 
@@ -194,22 +149,7 @@ def encode(model: Any, tokenizer: Any, prompt: Prompt, max_new_tokens: int, plac
     return ids
 
 
-def _options(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float) -> dict[str, Any]:
-    ends = sorted(end_ids(model, tokenizer))
-    pad = tokenizer.pad_token_id
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "eos_token_id": ends or None,
-        "pad_token_id": pad if pad is not None else next(iter(ends), 0),
-        "do_sample": temperature > 0,
-    }
-    if temperature > 0:
-        options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
-    return options
-
-
-def _text(tokenizer: Any, ids: list[int], options: dict[str, Any]) -> str:
-    ends = set(options["eos_token_id"] or [])
+def _text(tokenizer: Any, ids: list[int], ends: frozenset[int]) -> str:
     end = next((index for index, token in enumerate(ids) if token in ends), len(ids))
     text: str = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text

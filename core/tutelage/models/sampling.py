@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from tutelage.errors import TutelageError
 from tutelage.formats import Prompted
-from tutelage.models.decoding import State, ready
+from tutelage.models.decoding import State, base_of, ready
 from tutelage.models.generation import encode
 from tutelage.models.loading import end_ids
+from tutelage.models.shortcut import FEWEST_TOKENS, Shortcut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +55,8 @@ class _Rule:
     top_k: int
     ends: frozenset[int]
     pad: int
+    scored: bool = True
+    "Whether log-probabilities are wanted."
 
 
 def seed_of(*numbers: int) -> int:
@@ -75,6 +78,7 @@ def sample(
     pad: int,
     batch_size: int,
     min_new_tokens: int = 0,
+    log_probs: bool = True,
 ) -> list[Sampled]:
     """Draw an answer to each prompt, in the prompts' order. The model's mode and attention are left as they were.
 
@@ -92,19 +96,21 @@ def sample(
         pad: the id that fills shorter prompts up; it is masked.
         batch_size: how many answers are drawn at a time.
         min_new_tokens: no answer ends before it has so many.
+        log_probs: whether log-probabilities are wanted; else there are none.
     Raises:
         TutelageError: when a prompt has no tokens, or the adapter is one that can't be sampled from here.
     """
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise TutelageError.at(f"prompt {number}", "is empty", "give the model something to go on from")
-    rule = _Rule(max_new_tokens, min_new_tokens, temperature, top_p, top_k, ends, pad)
+    rule = _Rule(max_new_tokens, min_new_tokens, temperature, top_p, top_k, ends, pad, log_probs)
     longest_first = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), prompts[row]))
     answers: list[Sampled] = [Sampled()] * len(prompts)
     with ready(model), torch.no_grad():
+        shortcut = _shortcut(model, rule)
         for start in range(0, len(prompts), batch_size):
             rows = longest_first[start : start + batch_size]
-            drawn = _draw(model, [prompts[row] for row in rows], [seeds[row] for row in rows], rule)
+            drawn = _draw(model, [prompts[row] for row in rows], [seeds[row] for row in rows], rule, shortcut)
             for row, answer in zip(rows, drawn, strict=True):
                 answers[row] = answer
     return answers
@@ -172,8 +178,8 @@ def draw(
     """
     if not prompt:
         raise TutelageError.at("the prompt", "is empty", "give the model something to go on from")
-    rule = _Rule(max_new_tokens, 0, temperature, top_p, top_k, ends, pad)
-    steps = _steps(model, [prompt] * len(seeds), seeds, rule)
+    rule = _Rule(max_new_tokens, 0, temperature, top_p, top_k, ends, pad, scored=False)
+    steps = _steps(model, [prompt] * len(seeds), seeds, rule, _shortcut(model, rule))
     while True:
         with ready(model), torch.no_grad():
             step = next(steps, None)
@@ -196,19 +202,27 @@ def text(tokenizer: PreTrainedTokenizerBase, sampled: Sampled) -> str:
     return str(decoded)
 
 
-def _draw(model: nn.Module, prompts: list[list[int]], seeds: list[int], rule: _Rule) -> list[Sampled]:
+def _shortcut(model: nn.Module, rule: _Rule) -> Shortcut | None:
+    """A faster way to the tokens after the first, where there are many."""
+    return Shortcut(base_of(model)) if rule.max_new_tokens >= FEWEST_TOKENS else None
+
+
+def _draw(
+    model: nn.Module, prompts: list[list[int]], seeds: list[int], rule: _Rule, shortcut: Shortcut | None
+) -> list[Sampled]:
     """The answers of one batch of prompts, of which equal ones stand side by side."""
     answers = [Sampled() for _ in prompts]
-    for rows, tokens, log_probs in _steps(model, prompts, seeds, rule):
-        for row, token, log_prob in zip(rows, tokens, log_probs, strict=True):
-            answers[row].ids.append(token)
+    for rows, tokens, log_probs in _steps(model, prompts, seeds, rule, shortcut):
+        for row, log_prob in zip(rows, log_probs, strict=rule.scored):
             answers[row].log_probs.append(log_prob)
+        for row, token in zip(rows, tokens, strict=True):
+            answers[row].ids.append(token)
             answers[row].finished = token in rule.ends and len(answers[row].ids) > rule.min_new_tokens
     return answers
 
 
 def _steps(
-    model: nn.Module, prompts: list[list[int]], seeds: list[int], rule: _Rule
+    model: nn.Module, prompts: list[list[int]], seeds: list[int], rule: _Rule, shortcut: Shortcut | None
 ) -> Iterator[tuple[list[int], list[int], list[float]]]:
     """Draw a token for every answer that has not ended, again and again: their rows, tokens and log-probabilities."""
     distinct: list[list[int]] = []
@@ -217,7 +231,7 @@ def _steps(
         if not distinct or prompt != distinct[-1]:
             distinct.append(prompt)
         owners.append(len(distinct) - 1)
-    state = State(model, distinct, pad=rule.pad, room=rule.max_new_tokens)
+    state = State(model, distinct, pad=rule.pad, room=rule.max_new_tokens, shortcut=shortcut)
     state.keep(owners)
     uniforms = torch.from_numpy(np.stack([_uniforms(seed, rule) for seed in seeds])).to(state.logits.device)
     rows = list(range(len(prompts)))
@@ -225,7 +239,7 @@ def _steps(
         may_end = step >= rule.min_new_tokens
         chosen, log_probs = _choose(state.logits, uniforms[rows, step], rule, may_end=may_end)
         tokens: list[int] = chosen.tolist()
-        yield rows, tokens, log_probs.tolist()
+        yield rows, tokens, [] if log_probs is None else log_probs.tolist()
         order = _without_holes([not (may_end and token in rule.ends) for token in tokens])
         if not order or step + 1 == rule.max_new_tokens:
             return
@@ -248,16 +262,15 @@ def _without_holes(living: list[bool]) -> list[int]:
     return [row if living[row] else next(tail) for row in range(count)]
 
 
-def _choose(logits: Tensor, uniforms: Tensor, rule: _Rule, *, may_end: bool) -> tuple[Tensor, Tensor]:
+def _choose(logits: Tensor, uniforms: Tensor, rule: _Rule, *, may_end: bool) -> tuple[Tensor, Tensor | None]:
     """Draw a token for each row.
 
     Args:
         logits: (rows, vocabulary) in float32.
         uniforms: (rows,) random numbers in [0, 1).
     Returns:
-        the tokens, and their log-probabilities under the logits as they are; both (rows,).
+        the tokens, and their log-probabilities under the logits as they are, if the rule wants them; both (rows,).
     """
-    total = logits.logsumexp(-1, keepdim=True)
     scores = logits
     if not may_end and rule.ends:
         scores = logits.index_fill(-1, torch.tensor(sorted(rule.ends), device=logits.device), float("-inf"))
@@ -265,7 +278,9 @@ def _choose(logits: Tensor, uniforms: Tensor, rule: _Rule, *, may_end: bool) -> 
         chosen = scores.argmax(-1, keepdim=True)
     else:
         chosen = _at_random(scores / rule.temperature, uniforms, rule)
-    return chosen[:, 0], (logits.gather(-1, chosen) - total)[:, 0]
+    if not rule.scored:
+        return chosen[:, 0], None
+    return chosen[:, 0], logits.gather(-1, chosen)[:, 0] - logits.logsumexp(-1)
 
 
 def _at_random(scores: Tensor, uniforms: Tensor, rule: _Rule) -> Tensor:

@@ -99,30 +99,21 @@ def test_a_stream_can_be_left_early(tiny_model):
     model, tokenizer = load_for_generation(str(tiny_model("llama-tied")), host(), device="cpu")
     pieces = stream(model, tokenizer, "the cat", max_new_tokens=200)
     next(pieces)
-    pieces.close()  # joins the thread: the model has stopped
+    pieces.close()
     assert generate(model, tokenizer, ["the cat"], max_new_tokens=2)
 
 
 def test_a_stream_never_shows_half_a_character(tiny_model):
-    model, tokenizer = load_for_generation(str(tiny_model("llama-tied")), host(), device="cpu")
-    wanted = tokenizer("é ü 漢字")["input_ids"]
-    pieces = iter(wanted)
-
-    class Scripted:
-        config, generation_config, active_peft_config = model.config, model.generation_config, None
-
-        def parameters(self):
-            return model.parameters()
-
-        def generate(self, input_ids, streamer, **options):
-            streamer.put(input_ids)
-            for token in pieces:
-                streamer.put(torch.tensor([token]))
-            streamer.end()
-            return input_ids
-
-    shown = list(stream(Scripted(), tokenizer, "x", max_new_tokens=20))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama-tied"))
+    tokenizer = tiny.tokenizer()
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+    )
+    taught = tokenizer(prompt)["input_ids"] + tokenizer("é ü 漢字")["input_ids"] + [tokenizer.eos_token_id]
+    tiny.step(model, torch.tensor([taught]), steps=80, rate=0.01)
+    shown = list(stream(model, tokenizer, "x", max_new_tokens=30))
     assert "".join(shown) == "é ü 漢字"
+    assert 1 < len(shown) < len(tokenizer("é ü 漢字")["input_ids"])
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in shown)
 
 
@@ -141,6 +132,6 @@ def test_what_can_not_be_answered_gets_a_sentence(tiny_model):
 
 def test_errors_inside_a_stream_reach_the_reader(tiny_model, monkeypatch):
     model, tokenizer = load_for_generation(str(tiny_model("llama-tied")), host(), device="cpu")
-    monkeypatch.setattr(model, "generate", lambda **options: 1 / 0)
+    monkeypatch.setattr(model, "forward", lambda **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(stream(model, tokenizer, "the cat", max_new_tokens=8))
