@@ -2,9 +2,8 @@
 
 A packed row costs nothing extra: each example attends within its own bounds, by the variable-length flash kernel
 where the device has one, by plain products over short examples on a CPU, and example by example elsewhere, so no block
-mask is ever computed. A model whose layers
-don't go through transformers' attention interface gets transformers' own block masks; one that leaks even so (a
-recurrent layer, say) is not packed.
+mask is ever computed. A model whose layers don't go through transformers' attention interface gets transformers' own
+block masks; one that leaks even so (a recurrent layer, say) is not packed.
 """
 
 from __future__ import annotations

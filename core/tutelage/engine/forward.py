@@ -30,15 +30,18 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Returns:
         logits (learnt, vocabulary) in the model's dtype, and targets (learnt,).
     """
+    _, logits, targets = _at_learnt(model, batch)
+    return logits, targets
+
+
+def _at_learnt(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What a model gives as logits, as a whole; what of it predicts the learnt tokens (learnt, …); those tokens."""
     wanted = batch.targets
     columns = wanted.any(dim=0).nonzero().squeeze(1)
-    positions = columns - 1
-    inputs = _inputs(batch)
-    if keeps_logits(model) and not _adds_tokens(model):
-        logits = model(**inputs, logits_to_keep=positions).logits
-    else:
-        logits = model(**inputs).logits[:, -batch.ids.shape[1] :][:, positions]
-    return _chosen(logits, wanted[:, columns]), _chosen(batch.ids[:, columns], wanted[:, columns])
+    keep = {"logits_to_keep": columns - 1} if keeps_logits(model) and not _adds_tokens(model) else {}
+    given: Tensor = model(**_inputs(batch), **keep).logits
+    there = given if keep else given[:, -batch.ids.shape[1] :][:, columns - 1]
+    return given, _chosen(there, wanted[:, columns]), _chosen(batch.ids[:, columns], wanted[:, columns])
 
 
 def _chosen(values: Tensor, wanted: Tensor) -> Tensor:
@@ -80,20 +83,13 @@ def _before_head(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Any] |
         given.append(hidden)
         return hidden
 
-    wanted = batch.targets
-    columns = wanted.any(dim=0).nonzero().squeeze(1)
-    keep = {"logits_to_keep": columns - 1} if keeps_logits(model) and not _adds_tokens(model) else {}
     head.forward = lifted
     try:
-        returned = model(**_inputs(batch), **keep).logits
+        returned, hidden, targets = _at_learnt(model, batch)
     finally:
         del head.forward
     _plain_ends[base] = len(given) == 1 and returned is given[0]
-    if not _plain_ends[base]:
-        return None
-    hidden = returned if keep else returned[:, -batch.ids.shape[1] :][:, columns - 1]
-    hidden, targets = (_chosen(each, wanted[:, columns]) for each in (hidden, batch.ids[:, columns]))
-    return _in_compute_dtype(hidden, head.weight), targets, head
+    return (_in_compute_dtype(hidden, head.weight), targets, head) if _plain_ends[base] else None
 
 
 _plain_ends: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

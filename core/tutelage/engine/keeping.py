@@ -12,8 +12,7 @@ import torch.distributed as dist
 
 from tutelage.engine.checkpoints import learnt_weights, whole_weights
 from tutelage.engine.context import StageContext
-from tutelage.engine.kernels.blocks import as_transformers_computes
-from tutelage.engine.kernels.low_rank import as_peft_computes
+from tutelage.engine.kernels import as_the_libraries_compute
 from tutelage.models.heads import prepare_scorer_base, score_head
 from tutelage.models.saving import save_artifact
 from tutelage.models.verifying import reference_of, verify
@@ -40,8 +39,7 @@ def save_and_verify(
         weights = whole_weights(model) if whole else learnt_weights(model)
     loading = adapter.loading(devices.frozen_dtype)
     scores = score_head(model) is not None
-    as_transformers_computes(model)
-    as_peft_computes(model)
+    as_the_libraries_compute(model)
     prompt = prompt or (_an_answer(context) if scores else _a_prompt(context))
     reference = reference_of(
         model,

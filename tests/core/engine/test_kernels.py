@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from tutelage.data.batches import Batch
 from tutelage.engine.attention import SEGMENTS, choose_packed_attention
 from tutelage.engine.forward import learnt_logits, learnt_loss, token_log_probabilities
-from tutelage.engine.kernels.blocks import as_transformers_computes, fuse_blocks, rms_norm
+from tutelage.engine.kernels import as_the_libraries_compute
+from tutelage.engine.kernels.blocks import fuse_blocks, rms_norm
 from tutelage.engine.kernels.likelihood import summed_losses, token_losses
-from tutelage.engine.kernels.low_rank import as_peft_computes, fuse_updates
+from tutelage.engine.kernels.low_rank import fuse_updates
 from tutelage.engine.kernels.segments import short_segment_attention
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -152,7 +153,7 @@ def test_undone_updates_are_pefts_to_the_bit(tiny_model):
     ids = torch.arange(20)[None]
     plain, fused = adapted(base), fuse_updates(adapted(base))
     assert not torch.equal(fused(ids).logits, plain(ids).logits)  # computed otherwise, else this shows nothing
-    as_peft_computes(fused)
+    as_the_libraries_compute(fused)
     assert torch.equal(fused(ids).logits, plain(ids).logits)
 
 
@@ -187,7 +188,7 @@ def test_fused_blocks_equal_transformers(tiny_model, family):
     theirs = dict(plain.named_parameters())
     for name, parameter in fused.named_parameters():
         near(parameter.grad, theirs[name].grad, 1e-4)
-    as_transformers_computes(fused)
+    as_the_libraries_compute(fused)
     assert torch.equal(fused(ids).logits, expected)
 
 

@@ -13,7 +13,7 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tutelage.engine.kernels.low_rank import as_peft_computes
+from tutelage.engine.kernels import as_the_libraries_compute
 from tutelage.errors import RunFailed, TutelageError
 from tutelage.models.loading import load_model, load_tokenizer, new_token_ids, prepare_base, resize_for
 from tutelage.models.locating import Located
@@ -52,7 +52,7 @@ class Trained:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             tiny.step(self.model, self.ids)
         whole = self.adapter.artifact == "model"
-        as_peft_computes(self.model)
+        as_the_libraries_compute(self.model)
         self.reference = reference_of(
             self.model,
             self.tokenizer,

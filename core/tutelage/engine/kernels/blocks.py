@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tutelage.engine.kernels import Fused
+
 
 def fuse_blocks(model: nn.Module) -> nn.Module:
     """Have a model's RMSNorms and gated layers computed as one operation each from now on, where they are such.
@@ -27,15 +29,8 @@ def fuse_blocks(model: nn.Module) -> nn.Module:
         if (norm := _norm_of(module)) is not None:
             module.forward = norm
         elif _is_gated(module):
-            module.forward = partial(_gated, module)
+            module.forward = Fused(_gated, module)
     return model
-
-
-def as_transformers_computes(model: nn.Module) -> None:
-    """Undo `fuse_blocks`."""
-    for module in model.modules():
-        if getattr(vars(module).get("forward"), "func", None) in (_normed, _gated):
-            del module.forward
 
 
 # Norms
@@ -101,7 +96,7 @@ def _norm_of(module: Any) -> Callable[..., Tensor] | None:
     ):
         return None
     for offset in (0.0, 1.0):
-        made = partial(_normed, module, epsilon, offset)
+        made = Fused(_normed, module, epsilon, offset)
         if _same(module, made, len(weight)):
             return made
     return None

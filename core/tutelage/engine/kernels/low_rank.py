@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tutelage.engine.kernels import Fused
+
 
 def fuse_updates(model: nn.Module) -> nn.Module:
     """Have the LoRA layers of a PEFT model that can be computed as one operation computed so, from now on.
@@ -27,15 +29,8 @@ def fuse_updates(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         weight = _weight_of(layer)
         if weight is not None:
-            layer.forward = partial(_forward, layer, layer.forward, weight)
+            layer.forward = Fused(_forward, layer, layer.forward, weight)
     return model
-
-
-def as_peft_computes(model: nn.Module) -> None:
-    """Undo `fuse_updates`: what a model computes is then, to the bit, what PEFT makes of the saved adapter."""
-    for layer in model.modules():
-        if getattr(vars(layer).get("forward"), "func", None) is _forward:
-            del layer.forward
 
 
 def low_rank_linear(
@@ -94,17 +89,21 @@ class _LowRank(torch.autograd.Function):
 def _forward(layer: Any, plain: Any, weight: Any, input: Tensor, *given: Any, **named: Any) -> Tensor:
     """A LoRA layer's forward."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if given or named or layer.disable_adapters or layer.merged or len(active) != 1:
+    alone = len(active) == 1 and not (given or named or layer.disable_adapters or layer.merged)
+    if not (alone and _is_plain(layer, active[0])):
         otherwise: Tensor = plain(input, *given, **named)
         return otherwise
     name, device = active[0], input.device.type
-    if name in layer.lora_variant or not isinstance(layer.lora_dropout[name], nn.Identity) or layer.lora_bias[name]:
-        otherwise = plain(input)
-        return otherwise
     base = layer.base_layer
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
     updates = layer.lora_A[name].weight, layer.lora_B[name].weight
     return low_rank_linear(input.to(dtype), partial(weight, base), base.bias, *updates, layer.scaling[name])
+
+
+def _is_plain(layer: Any, adapter: str) -> bool:
+    """Whether an adapter's update is two products and nothing else."""
+    plain: bool = isinstance(layer.lora_dropout[adapter], nn.Identity) and not layer.lora_bias[adapter]
+    return plain and adapter not in layer.lora_variant
 
 
 def _weight_of(layer: nn.Module) -> Callable[[nn.Module, torch.dtype], Tensor] | None:
