@@ -5,21 +5,24 @@
 The rows are generated, never on disk as they are read: a gzip file of a few megabytes holds one block of rows as often
 as it takes, and the core's own reader unpacks it while it tokenises into its memory-mapped store. What is measured is
 the phase pretrain's preparation (reading, converting, tokenising, storing, arranging in windows) and a pass over all
-windows. A word tokenizer stands for a real one, whose tables are larger but as constant.
+windows, and the plan of an epoch. A word tokenizer stands for a real one, whose tables are larger but as constant.
 
 Two figures are told at each stage: resident memory, in which pages of mapped files count that the system may drop, and
-anonymous memory, which it can't (both from /proc/self/status, so Linux alone). What anonymous memory grows by from the
-first tenth on is taken for each row, and carried on to 100 GB: an extrapolation, as no 100 GB were read.
+anonymous memory, which it can't (both from /proc/self/status, so Linux alone). A fifth of the rows and all of them are
+streamed, each by a process of its own. What the most anonymous memory grows by is taken for each row, and carried on to
+100 GB: an extrapolation, as no 100 GB were read.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import random
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +38,9 @@ BLOCK = 8 * MIB
 ROW_BYTES = 4000
 WORDS = tuple(f"word{number}" for number in range(512))
 SEQ_LEN = 1024
+TOKENS_PER_STEP = 2**16
+FEW = 0.2
+"Of the bytes of rows: what the whole is compared with."
 EXTRAPOLATED = 100e9
 "Bytes of rows to which the growth is carried on."
 
@@ -49,7 +55,7 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 class Streamed(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured, and what it would be with more rows of the same size."""
+    """What was measured."""
 
     rows: int
     row_bytes: float
@@ -58,14 +64,41 @@ class Streamed(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     store_bytes: int
     stages: list[Stage]
-    bytes_per_row: float
-    "Growth of anonymous memory for each row after the first tenth."
-    extrapolated_bytes: float
-    "Anonymous memory if 100 GB of such rows were read."
+    most: int
+    "Bytes of anonymous memory, of all looks at it."
+
+
+class Growth(msgspec.Struct, frozen=True):
+    """Few rows and many of the same size, and what it would be with more of them."""
+
+    few: Streamed
+    many: Streamed
+
+    @property
+    def bytes_per_row(self) -> float:
+        """Anonymous memory that each row more takes."""
+        return max(0, self.many.most - self.few.most) / (self.many.rows - self.few.rows)
+
+    @property
+    def extrapolated_bytes(self) -> float:
+        """Anonymous memory if 100 GB of such rows were read."""
+        more = max(0.0, EXTRAPOLATED - self.many.source_bytes) / self.many.row_bytes
+        return self.many.most + self.bytes_per_row * more
+
+
+def compare(gigabytes: float, row_bytes: int) -> Growth:
+    """Stream a fifth of so many bytes of rows, and all of them."""
+    found = []
+    for size in (FEW * gigabytes, gigabytes):
+        spawn = multiprocessing.get_context("spawn")
+        with tempfile.TemporaryDirectory() as work, ProcessPoolExecutor(1, mp_context=spawn) as process:
+            found.append(process.submit(stream, size, row_bytes, Path(work)).result())
+    return Growth(*found)
 
 
 def stream(gigabytes: float, row_bytes: int, folder: Path) -> Streamed:
     """Prepare so many bytes of generated rows, and watch this process's memory."""
+    from tutelage.data.batches import Plan
     from tutelage.data.preparing import prepare
     from tutelage.plugins import host
     from tutelage.recipe import Data
@@ -75,7 +108,7 @@ def stream(gigabytes: float, row_bytes: int, folder: Path) -> Streamed:
     tokenizer = word_tokenizer()
     phase = host().get("phase", "pretrain", "phase")()
     stages = [_now("before", 0.0)]
-    with _watching(stages, folder, size):
+    with _watching(stages, folder, size) as looks:
         prepared = prepare(
             phase,
             Data(train=source.name, documents="line"),
@@ -87,13 +120,15 @@ def stream(gigabytes: float, row_bytes: int, folder: Path) -> Streamed:
             place="data",
             cache=folder / "cache",
         )
-    stages.append(_now("prepared", size))
-    windows = prepared.train
-    for index in range(len(windows)):
-        _ = windows[index].ids.sum()
-    stages.append(_now("all windows read", size))
+        stages.append(_now("prepared", size))
+        windows = prepared.train
+        plan = Plan(windows.lengths, tokens_per_step=TOKENS_PER_STEP, epochs=1.0, max_steps=None, seed=0)
+        stages.append(_now("an epoch planned", size))
+        for step in plan.iterate(0):
+            for index in step.examples:
+                _ = windows[int(index)].ids.sum()
+        stages.append(_now("all windows read", size))
     files = [path for path in (folder / "cache").rglob("*") if path.is_file()]
-    growth, most = growth_of(stages, size / rows)
     return Streamed(
         rows=rows,
         row_bytes=size / rows,
@@ -102,17 +137,8 @@ def stream(gigabytes: float, row_bytes: int, folder: Path) -> Streamed:
         tokens=sum(path.stat().st_size for path in files if path.name == "ids.bin") // 4,
         store_bytes=sum(path.stat().st_size for path in files),
         stages=stages,
-        bytes_per_row=growth,
-        extrapolated_bytes=most + growth * max(0.0, EXTRAPOLATED - size) / (size / rows),
+        most=max(look.anonymous for look in (*stages, *looks)),
     )
-
-
-def growth_of(stages: list[Stage], row_bytes: float) -> tuple[float, int]:
-    """Bytes of anonymous memory for each row after the first tenth, to the stage that has most; and what that has."""
-    first, *later = stages[1:]
-    most = max(later, key=lambda stage: stage.anonymous)
-    rows = (most.read - first.read) / row_bytes
-    return max(0, most.anonymous - first.anonymous) / rows if rows else 0.0, most.anonymous
 
 
 def write_source(path: Path, size: float, row_bytes: int) -> tuple[int, float]:
@@ -149,13 +175,19 @@ def _now(name: str, read: float) -> Stage:
 
 
 @contextmanager
-def _watching(stages: list[Stage], folder: Path, size: float) -> Iterator[None]:
-    """Add stages while the block runs, each time that another tenth of the tokens that are expected is stored."""
+def _watching(stages: list[Stage], folder: Path, size: float) -> Iterator[list[Stage]]:
+    """Add stages while the block runs, each time that another tenth of the tokens that are expected is stored.
+
+    Yields:
+        what was seen between them that had most.
+    """
     done = threading.Event()
+    looks = [_now("between", 0.0)]
 
     def watch() -> None:
         expected, tenth = 4 * size / 8, 1
-        while not done.wait(0.2):
+        while not done.wait(0.02):
+            looks[0] = max(looks[0], _now("between", 0.0), key=lambda look: look.anonymous)
             stored = sum(path.stat().st_size for path in folder.glob("cache/tokens/*/ids.bin"))
             if stored >= expected * tenth / 10:
                 stages.append(_now(f"{stored / MIB:,.0f} MiB of tokens stored", min(size, stored / expected * size)))
@@ -164,20 +196,19 @@ def _watching(stages: list[Stage], folder: Path, size: float) -> Iterator[None]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield looks
     finally:
         done.set()
         thread.join()
 
 
 @click.command()
-@click.option("--gb", type=float, default=2.0, show_default=True, help="Gigabytes of rows to stream.")
+@click.option("--gb", type=float, default=0.5, show_default=True, help="Gigabytes of rows to stream.")
 @click.option("--row", "row_bytes", type=int, default=ROW_BYTES, show_default=True, help="Bytes of a row.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(gb: float, row_bytes: int, as_json: bool) -> None:
     """Stream generated rows through the core, and tell of its memory."""
-    with tempfile.TemporaryDirectory() as work:
-        found = stream(gb, row_bytes, Path(work))
+    found = compare(gb, row_bytes)
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
@@ -185,13 +216,15 @@ def main(gb: float, row_bytes: int, as_json: bool) -> None:
         click.echo(line)
 
 
-def lines_of(found: Streamed) -> Iterator[str]:
+def lines_of(found: Growth) -> Iterator[str]:
     """What was measured, in lines."""
-    yield f"{found.rows:,} rows, {found.source_bytes / 1e9:.2f} GB, {found.tokens / 1e6:,.0f}M tokens"
-    for stage in found.stages:
-        memory = f"resident {stage.resident / MIB:6,.0f} MiB, anonymous {stage.anonymous / MIB:6,.0f} MiB"
-        yield f"{stage.read / 1e9:6.2f} GB  {memory}  {stage.name}"
-    yield f"{found.bytes_per_row:.0f} bytes of anonymous memory for each row"
+    for each in (found.few, found.many):
+        yield f"{each.rows:,} rows, {each.source_bytes / 1e9:.2f} GB, {each.tokens / 1e6:,.0f}M tokens"
+        for stage in each.stages:
+            memory = f"resident {stage.resident / MIB:6,.0f} MiB, anonymous {stage.anonymous / MIB:6.1f} MiB"
+            yield f"{stage.read / 1e9:6.2f} GB  {memory}  {stage.name}"
+        yield f"at most {each.most / MIB:.1f} MiB of anonymous memory"
+    yield f"{found.bytes_per_row:.1f} bytes of it for each row more"
     yield f"extrapolated to 100 GB of such rows: {found.extrapolated_bytes / MIB:,.0f} MiB"
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from bench.scaling.sharding import Sharded, Weighed, measure
-from bench.scaling.streaming import Stage, growth_of, stream, word_tokenizer, write_source
+from bench.scaling.streaming import Growth, Streamed, compare, stream, word_tokenizer, write_source
 
 
 def test_the_source_unpacks_to_what_it_says(tmp_path):
@@ -20,9 +20,16 @@ def test_the_source_unpacks_to_what_it_says(tmp_path):
     assert file.stat().st_size < size / 20
 
 
-def test_growth_is_told_from_the_first_tenth_on():
-    stages = [Stage("before", 0, 0, 10), Stage("a", 1000, 0, 500), Stage("b", 9000, 0, 1300), Stage("c", 9000, 0, 900)]
-    assert growth_of(stages, row_bytes=10.0) == (1.0, 1300)
+def streamed(rows: int, most: int) -> Streamed:
+    sizes = {"row_bytes": 1000.0, "source_bytes": 1000.0 * rows, "packed_bytes": 1, "store_bytes": 1}
+    return Streamed(rows=rows, tokens=rows, stages=[], most=most, **sizes)
+
+
+def test_growth_is_between_few_rows_and_many():
+    found = Growth(streamed(100, 5000), streamed(1100, 7000))
+    assert found.bytes_per_row == 2.0
+    assert found.extrapolated_bytes == 7000 + 2 * (100_000_000 - 1100)
+    assert Growth(streamed(100, 5000), streamed(1100, 4000)).bytes_per_row == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -35,6 +42,16 @@ def test_rows_stream_through_the_core(tmp_path):
     assert found.store_bytes > 5 * found.tokens
     assert found.stages[-1].name == "all windows read"
     assert all(0 < stage.anonymous <= stage.resident for stage in found.stages)
+    assert found.most >= max(stage.anonymous for stage in found.stages)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_memory_is_constant():
+    """Three hundred thousand rows take hardly more than a quarter of them: the columns of an index are 40 bytes a row."""
+    found = compare(0.033, 100)
+    assert found.many.rows == 4 * found.few.rows
+    assert found.bytes_per_row < 20
 
 
 def test_shares_are_of_what_one_process_holds():

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tutelage.data.columns import chunks_of
+from tutelage.data.sharing import share
+
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
@@ -54,7 +57,8 @@ class Plan:
     """All optimizer steps of a training stage, from the first to the last, over all epochs.
 
     An epoch is a seeded permutation of the examples, cut into steps of nearly equal numbers of tokens, each close to
-    `tokens_per_step`; no step mixes two epochs, so none is much smaller than the others.
+    `tokens_per_step`; no step mixes two epochs, so none is much smaller than the others. The permutation is all that is
+    held for each example: 4 bytes.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class Plan:
         self.seed = seed
         self._bounds: list[NDArray[np.int64]] = []
         self._first: list[int] = []
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._order: tuple[int, NDArray[np.integer]] | None = None
         self.steps = 0
         self.tokens = 0
         "Planned, over all steps."
@@ -85,21 +89,36 @@ class Plan:
     def _add_epoch(self, epoch: int, share: float, max_steps: int | None) -> None:
         order = self._permutation(epoch)
         order = order[: max(1, round(share * len(order)))]
-        ends = np.cumsum(self.lengths[order])
-        steps = min(len(order), max(1, round(int(ends[-1]) / self.tokens_per_step)))
-        cuts = np.searchsorted(ends, np.arange(1, steps) * (ends[-1] / steps), side="left") + 1
-        bounds = np.unique(np.concatenate([[0], cuts, [len(order)]])).astype(np.int64)
+        tokens = self._tokens(order)
+        steps = min(len(order), max(1, round(tokens / self.tokens_per_step)))
+        cuts = self._cuts(order, np.arange(1, steps) * (tokens / steps))
+        bounds = np.unique(np.concatenate([[0], *cuts, [len(order)]])).astype(np.int64)
         if max_steps is not None:
             bounds = bounds[: max_steps - self.steps + 1]
         self._first.append(self.steps)
         self._bounds.append(bounds)
         self.steps += len(bounds) - 1
-        self.tokens += int(ends[bounds[-1] - 1])
+        self.tokens += self._tokens(order[: bounds[-1]])
 
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+    def _tokens(self, order: NDArray[np.integer]) -> int:
+        return sum(int(self.lengths[chunk].sum()) for chunk in chunks_of(order))
+
+    def _cuts(self, order: NDArray[np.integer], wanted: NDArray[np.floating]) -> Iterator[NDArray[np.int64]]:
+        """How many of the examples it takes until their tokens are at least as many as each of `wanted`."""
+        tokens = examples = 0
+        for chunk in chunks_of(order):
+            ends = tokens + np.cumsum(self.lengths[chunk])
+            here = slice(*np.searchsorted(wanted, [tokens, ends[-1]], side="right"))
+            yield examples + np.searchsorted(ends, wanted[here], side="left") + 1
+            tokens, examples = int(ends[-1]), examples + len(chunk)
+
+    def _permutation(self, epoch: int) -> NDArray[np.integer]:
         if self._order is None or self._order[0] != epoch:
-            generator = np.random.default_rng([self.seed, epoch])
-            self._order = (epoch, generator.permutation(len(self.lengths)).astype(np.int64))
+            self._order = None  # room for the next
+            small = len(self.lengths) < 2**31
+            order: NDArray[np.integer] = np.arange(len(self.lengths), dtype=np.int32 if small else np.int64)
+            np.random.default_rng([self.seed, epoch]).shuffle(order)
+            self._order = (epoch, order)
         return self._order[1]
 
     def __len__(self) -> int:
@@ -112,7 +131,7 @@ class Plan:
         within = number - 1 - self._first[epoch]
         order = self._permutation(epoch)
         done = epoch + bounds[within + 1] / len(order)
-        return Step(number, float(done), order[bounds[within] : bounds[within + 1]])
+        return Step(number, float(done), order[bounds[within] : bounds[within + 1]].astype(np.int64))
 
     def iterate(self, after: int) -> Iterator[Step]:
         """The steps that follow step number `after`."""
@@ -175,9 +194,12 @@ def _deal(batches: list[NDArray[np.int64]], devices: int) -> list[list[NDArray[n
 class Batch:
     """A micro-batch on a device.
 
-    Packed, it is one row in which examples follow each other: `ids` and `positions` are (1, tokens), `positions` start
-    again at 0 with each example, and `bounds` (examples + 1,) are where examples start and end. Padded, it is one row
-    an example: `ids` (examples, longest), `attention_mask` the same shape, `bounds` None.
+    Packed, it is one row in which sequences follow each other as segments: `ids` and `positions` are (1, tokens),
+    `positions` count within a sequence, and `bounds` (segments + 1,) are where segments start and end. A segment is a
+    sequence, or what it has to itself: then `keys` says where what a segment sees lies in the row, segment after
+    segment, `key_bounds` (segments + 1,) where in `keys` each one's begins and ends, and the first `shared` segments
+    are what sequences have in common. Padded, it is one row a sequence: `ids` (sequences, longest), `attention_mask`
+    the same shape, `bounds` None.
 
     `targets` (same shape as `ids`) marks the tokens that are learnt; the first token of a sequence never is.
 
@@ -194,6 +216,15 @@ class Batch:
     values: torch.Tensor | None = None
     sequences: int = 0
     "How many sequences there are; 0 where a device has nothing to do but take part."
+    keys: torch.Tensor | None = None
+    key_bounds: torch.Tensor | None = None
+    shared: int = 0
+
+    @property
+    def sequence_bounds(self) -> torch.Tensor:
+        """Where, in a packed row, what each sequence has to itself starts and ends: (sequences + 1,)."""
+        assert self.bounds is not None
+        return self.bounds[self.shared :]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -205,14 +236,19 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(store: Examples, examples: Sequence[int], *, packed: bool, filler: int) -> Batch:
-    """Lay examples out as a batch. `filler` pads rows, and is the one token of an empty batch; it is never learnt."""
+def collate(store: Examples, examples: Sequence[int], *, packed: bool, filler: int, shares: bool = False) -> Batch:
+    """Lay examples out as a batch.
+
+    Args:
+        filler: pads rows, and is the one token of an empty batch; it is never learnt.
+        shares: whether a packed row holds but once what sequences have in common at their beginning.
+    """
     import torch
 
     chosen = [store[int(index)] for index in examples]
     if not chosen:
         return _nothing(packed, filler)
-    batch = _packed(chosen) if packed else _padded(chosen, filler)
+    batch = _padded(chosen, filler) if not packed else (shares and _shared(chosen)) or _packed(chosen)
     counts = [len(item.lengths) for item in chosen]
     batch.sequences = sum(counts)
     if chosen[0].values is not None:
@@ -240,6 +276,38 @@ def _packed(examples: list[Tokens]) -> Batch:
     positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None]
     bounds = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32)
     return Batch(ids, positions, learn, bounds, None)
+
+
+def _shared(examples: list[Tokens]) -> Batch | None:
+    """One row in which common beginnings stand once; None where there are none worth it."""
+    import torch
+
+    rows = [row for item in examples for row in item.sequences()]
+    targets = [row.targets for row in rows]
+    # What predicts a learnt token stays with the sequence, as others may go on otherwise from the same beginning.
+    sharable = [int(learn.argmax()) - 1 if learn.any() else len(learn) - 1 for learn in targets]
+    tree = share([row.ids for row in rows], sharable)
+    if not tree.shared:
+        return None
+    segments = [*tree.shared, *tree.own]
+    starts = np.cumsum([0, *(each.end - each.start for each in segments)])
+    seen: list[NDArray[np.int64]] = []
+    for each, start, end in zip(segments, starts, starts[1:], strict=False):
+        before = seen[each.parent] if each.parent >= 0 else np.zeros(0, dtype=np.int64)
+        seen.append(np.concatenate([before, np.arange(start, end)]))
+    ids = np.concatenate([rows[each.sequence].ids[each.start : each.end] for each in segments])
+    learn = np.concatenate([targets[each.sequence][each.start : each.end] for each in segments])
+    positions = np.concatenate([np.arange(each.start, each.end) for each in segments])
+    return Batch(
+        torch.from_numpy(ids.astype(np.int64))[None],
+        torch.from_numpy(positions)[None],
+        torch.from_numpy(learn)[None],
+        torch.tensor(starts, dtype=torch.int32),
+        None,
+        keys=torch.from_numpy(np.concatenate(seen)),
+        key_bounds=torch.tensor(np.cumsum([0, *map(len, seen)]), dtype=torch.int32),
+        shared=len(tree.shared),
+    )
 
 
 def _padded(examples: list[Tokens], filler: int) -> Batch:

@@ -12,17 +12,18 @@ import inspect
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
+from tutelage.data.columns import marked
 from tutelage.data.counting import DataReport, SourceReport
-from tutelage.data.mixing import hold_out, repeat
+from tutelage.data.mixing import hold_out, repeat, shared
 from tutelage.data.problems import RowProblems
 from tutelage.data.progress import reading_progress
 from tutelage.data.reading import Source, detect, files_of, fingerprint, rows
@@ -118,19 +119,19 @@ def prepare(
     problems += [problem for report in reports if (problem := report.loss(data.allow_loss, max_length))]
     if problems:
         raise TutelageError(problems)
-    try:
-        train, evaluation = _select(stores[: len(parts)], stores[len(parts) :], parts, data, seed)
-    except ValueError as error:
-        raise TutelageError.at(
-            f"{place}.eval_split", str(error), "give more rows, or a file of its own as eval"
-        ) from None
-    shared = int(np.isin(evaluation.digests, train.digests).sum()) if evaluation else 0
-    try:
-        arranged = phase.arrange(train, renderer, max_length)
-        held_out = phase.arrange(evaluation, renderer, max_length) if evaluation else None
-    except ValueError as error:
-        raise TutelageError.at(place, str(error)) from None
-    return Prepared(arranged, held_out, _report(reports, arranged, held_out, shared), fingerprints)
+    with _room(folder):
+        try:
+            train, evaluation = _select(stores[: len(parts)], stores[len(parts) :], parts, data, seed)
+        except ValueError as error:
+            fix = "give more rows, or a file of its own as eval"
+            raise TutelageError.at(f"{place}.eval_split", str(error), fix) from None
+        try:
+            arranged = phase.arrange(train, renderer, max_length)
+            held_out = phase.arrange(evaluation, renderer, max_length) if evaluation else None
+        except ValueError as error:
+            raise TutelageError.at(place, str(error)) from None
+        twice = shared(evaluation, train) if evaluation else 0
+        return Prepared(arranged, held_out, _report(reports, arranged, held_out, twice), fingerprints)
 
 
 def stream(data: Data, base: Path, host: Host, place: str) -> Iterator[tuple[str, Record]]:
@@ -292,11 +293,18 @@ def _hash(*parts: str) -> str:
 
 
 def _store(setting: _Setting, part: _Part, folder: Path) -> TokenStore:
-    try:
+    with _room(folder.parent):
         return open_or_write(folder, partial(_tokenise, setting, part))
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Tells of a cache that can't be written."""
+    try:
+        yield
     except OSError as error:
         raise TutelageError.at(
-            str(folder.parent),
+            str(folder),
             f"prepared data can't be written: {error.strerror}",
             "set TUTELAGE_CACHE to a folder with room",
         ) from None
@@ -435,20 +443,16 @@ def _select(
     training: list[TokenStore], held: list[TokenStore], parts: list[_Part], data: Data, seed: int
 ) -> tuple[Selection, Selection | None]:
     """The examples of an epoch and those of an evaluation; ValueError where nothing would be left to train on."""
-    out = [np.zeros(len(store), dtype=bool) for store in training]
-    if data.eval_split:
-        out = hold_out(training, data.eval_split, seed)
-    picks = [repeat(store, ~mask, part.weight, seed) for store, mask, part in zip(training, out, parts, strict=True)]
-    train = Selection(training, picks)
+    out = hold_out(training, data.eval_split, seed) if data.eval_split else []
+    pairs = zip_longest(zip(training, parts, strict=True), out)
+    train = Selection(training, [repeat(store, mask, part.weight, seed) for (store, part), mask in pairs])
     if held:
-        return train, Selection(held, [np.arange(len(store)) for store in held])
-    if data.eval_split:
-        return train, Selection(training, [np.flatnonzero(mask) for mask in out])
-    return train, None
+        return train, Selection(held, [range(len(store)) for store in held])
+    return train, Selection(training, [marked(mask, train.folder) for mask in out]) if out else None
 
 
 def _report(
-    reports: list[SourceReport], train: Selection | Windows, evaluation: Selection | Windows | None, shared: int
+    reports: list[SourceReport], train: Selection | Windows, evaluation: Selection | Windows | None, twice: int
 ) -> DataReport:
     return DataReport(
         read=sum(report.read for report in reports),
@@ -462,6 +466,6 @@ def _report(
         longest=int(train.longest.max()),
         eval_examples=len(evaluation) if evaluation else 0,
         eval_tokens=int(evaluation.lengths.sum()) if evaluation else 0,
-        eval_in_train=shared,
+        eval_in_train=twice,
         sources=reports,
     )

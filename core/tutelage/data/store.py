@@ -20,8 +20,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from array import array
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from tutelage.data.columns import Column, chunks_of, kept, load, mapped, spans
 from tutelage.data.rendering import Tokens
 
 SCHEMA = 2
@@ -40,7 +43,7 @@ _GROUPS = {"parts": np.int32, "groups": np.int64, "values": np.float32}
 
 
 class TokenStore:
-    """Examples in a folder, read as they are needed."""
+    """Examples in a folder, read as they are needed; columns with a value for each of them are mapped, not held."""
 
     def __init__(self, folder: Path) -> None:
         """Open a store.
@@ -52,55 +55,60 @@ class TokenStore:
         self.fingerprint = folder.name
         try:
             self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            index = {name: _loaded(folder / f"{name}.npy") for name in (*_INDEX, *_GROUPS)}
+            index = {name: load(folder / f"{name}.npy") for name in (*_INDEX, *_GROUPS)}
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} is not a token store: {error}") from None
-        self._offsets = index["offsets"]
-        self.weights = index["weights"]
-        self.rows = index["rows"]
-        self.labels = index["labels"]
-        self.digests = index["digests"]
+        self.starts: npt.NDArray[np.int64] = index["offsets"]
+        "Tokens before each example, and at last of all."
+        self.weights: npt.NDArray[np.int32] = index["weights"]
+        self.rows: npt.NDArray[np.int64] = index["rows"]
+        self.labels: npt.NDArray[np.int32] = index["labels"]
+        self.digests: npt.NDArray[np.uint64] = index["digests"]
         self._parts = index["parts"]
         self._groups = index["groups"]
         self._values = index["values"]
-        total = int(self._offsets[-1])
+        total = int(self.starts[-1])
         sizes = {name: (folder / f"{name}.bin").stat().st_size for name in ("ids", "learn")}
         if sizes != {"ids": 4 * total, "learn": total}:
             raise ValueError(f"{folder} is not a whole token store")
-        self._ids = _mapped(folder / "ids.bin", np.int32, total)
-        self._learn = _mapped(folder / "learn.bin", np.bool_, total)
+        self._ids = mapped(folder / "ids.bin", np.int32, total)
+        self._learn = mapped(folder / "learn.bin", np.bool_, total)
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> Tokens:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        where = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
+        where = slice(int(self.starts[index]), int(self.starts[index + 1]))
         ids, learn = self._ids[where], self._learn[where]
         if not len(self._groups):
             return Tokens(ids, learn)
         group = slice(int(self._groups[index]), int(self._groups[index + 1]))
         return Tokens(ids, learn, self._parts[group], self._values[group])
 
-    @property
-    def longest(self) -> npt.NDArray[np.int64]:
-        """Tokens of each example's longest sequence."""
-        if not len(self._groups) or not len(self):
-            return self.lengths
-        longest: npt.NDArray[np.int64] = np.maximum.reduceat(self._parts, self._groups[:-1]).astype(np.int64)
-        return longest
-
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens per example."""
-        lengths: npt.NDArray[np.int64] = np.diff(self._offsets)
-        return lengths
+        found = (np.diff(self.starts[span.start : span.stop + 1]) for span in spans(len(self)))
+        return kept(found, np.int64, self.folder.parent)
 
-    @property
-    def ends(self) -> npt.NDArray[np.int32]:
-        """The last token of each example."""
-        last: npt.NDArray[np.int32] = self._ids[self._offsets[1:] - 1]
+    @cached_property
+    def longest(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example's longest sequence."""
+        if not len(self._groups):
+            return self.lengths
+        return kept(map(self._longest, spans(len(self))), np.int64, self.folder.parent)
+
+    def _longest(self, span: slice) -> npt.NDArray[np.int32]:
+        groups = self._groups[span.start : span.stop + 1]
+        parts = self._parts[int(groups[0]) : int(groups[-1])]
+        longest: npt.NDArray[np.int32] = np.maximum.reduceat(parts, groups[:-1] - groups[0])
+        return longest
+
+    def ends(self, examples: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """The last token of each of some examples."""
+        last: npt.NDArray[np.int32] = self._ids[self.starts[examples + 1] - 1]
         return last
 
     def place(self, index: int) -> str:
@@ -113,18 +121,17 @@ def _weight(tokens: Tokens) -> int:
 
 
 class Writer:
-    """Writes a store into a folder, example by example; only the index is held in memory."""
+    """Writes a store into a folder, example by example, and holds none of them in memory."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self._ids = (folder / "ids.bin").open("wb")
         self._learn = (folder / "learn.bin").open("wb")
-        self._index = {name: array("Q" if name == "digests" else "q") for name in _INDEX}
-        self._index["offsets"].append(0)
-        self._parts = array("i")
-        self._groups = array("q")
-        self._values: list[npt.NDArray[np.float32]] = []
+        self._columns = {name: Column(folder / f"{name}.npy", dtype) for name, dtype in (_INDEX | _GROUPS).items()}
+        self._columns["offsets"].append(0)
+        self._tokens = self._sequences = 0
+        self._grouped: bool | None = None
         self._labels: dict[str, int] = {}
 
     def __enter__(self) -> Writer:
@@ -135,39 +142,42 @@ class Writer:
     ) -> None:
         self._ids.close()
         self._learn.close()
+        for column in self._columns.values():
+            column.close()
 
     def add(self, pieces: Sequence[Tokens], place: str, digest: int, weigh: Callable[[Tokens], int] = _weight) -> None:
         """Add the examples that one row became; `place` ends in the number of its line or row."""
         label, _, number = place.rpartition(" ")
         known = self._labels.setdefault(label, len(self._labels))
-        index = self._index
+        columns = self._columns
         for tokens in pieces:
             self._ids.write(tokens.ids.astype(np.int32, copy=False).tobytes())
             self._learn.write(tokens.learn.astype(np.bool_, copy=False).tobytes())
-            index["offsets"].append(index["offsets"][-1] + len(tokens))
-            index["weights"].append(weigh(tokens))
-            index["rows"].append(int(number))
-            index["labels"].append(known)
-            index["digests"].append(digest)
-            if bool(self._groups) != (tokens.parts is not None) and len(index["weights"]) > 1:
-                raise ValueError("a phase's examples must all be single sequences, or all be groups of them")
-            if tokens.parts is not None:
-                self._add_group(tokens.parts, tokens.values)
+            self._tokens += len(tokens)
+            columns["offsets"].append(self._tokens)
+            columns["weights"].append(weigh(tokens))
+            columns["rows"].append(int(number))
+            columns["labels"].append(known)
+            columns["digests"].append(digest)
+            self._add_group(tokens.parts, tokens.values)
 
-    def _add_group(self, parts: npt.NDArray[np.int32], values: npt.NDArray[np.float32] | None) -> None:
-        if not self._groups:
-            self._groups.append(0)
-        self._parts.extend(parts.tolist())
-        self._groups.append(self._groups[-1] + len(parts))
-        self._values.append(np.zeros((len(parts), 0), dtype=np.float32) if values is None else values)
+    def _add_group(self, parts: npt.NDArray[np.int32] | None, values: npt.NDArray[np.float32] | None) -> None:
+        if self._grouped is None and parts is not None:
+            self._columns["groups"].append(0)
+        if self._grouped not in (None, parts is not None):
+            raise ValueError("a phase's examples must all be single sequences, or all be groups of them")
+        self._grouped = parts is not None
+        if parts is None:
+            return
+        self._sequences += len(parts)
+        self._columns["groups"].append(self._sequences)
+        self._columns["parts"].extend(parts)
+        self._columns["values"].extend(np.zeros((len(parts), 0)) if values is None else values)
 
     def finish(self, meta: dict[str, Any]) -> None:
-        """Write the index."""
-        for name, dtype in _INDEX.items():
-            np.save(self.folder / f"{name}.npy", np.array(self._index[name], dtype=dtype), allow_pickle=False)
-        values = np.concatenate(self._values) if self._values else np.zeros((0, 0))
-        for name, content in (("parts", self._parts), ("groups", self._groups), ("values", values)):
-            np.save(self.folder / f"{name}.npy", np.array(content, dtype=_GROUPS[name]), allow_pickle=False)
+        """Make the index whole."""
+        for column in self._columns.values():
+            column.finish()
         text = json.dumps({**meta, "labels": list(self._labels)})
         (self.folder / "meta.json").write_text(text, encoding="utf-8")
 
@@ -197,54 +207,97 @@ def open_or_write(folder: Path, write: Callable[[Writer], dict[str, Any]]) -> To
         return TokenStore(folder)
 
 
-class Selection:
-    """A selection of examples of one or more stores, in an order of its own; an example may be there several times."""
+Picks = npt.NDArray[np.int64] | range
+"Indices of examples of a store; a range where it is all of them."
 
-    def __init__(self, stores: Sequence[TokenStore], picks: Sequence[npt.NDArray[np.int64]]) -> None:
-        """`picks` holds, for each store, the indices of the examples taken from it."""
-        self._stores = list(stores)
-        self._store = np.repeat(np.arange(len(picks), dtype=np.int32), [len(pick) for pick in picks])
-        self._index = np.concatenate(picks) if picks else np.zeros(0, dtype=np.int64)
-        pairs = list(zip(stores, picks, strict=True))
-        self.lengths: npt.NDArray[np.int64] = _joined([store.lengths[pick] for store, pick in pairs], np.int64)
-        self.longest: npt.NDArray[np.int64] = _joined([store.longest[pick] for store, pick in pairs], np.int64)
-        "Tokens of each example's longest sequence."
-        self.weights: npt.NDArray[np.int64] = _joined([store.weights[pick] for store, pick in pairs], np.int64)
-        self.rows: npt.NDArray[np.int64] = _joined([store.rows[pick] for store, pick in pairs], np.int64)
-        self.digests: npt.NDArray[np.uint64] = _joined([store.digests[pick] for store, pick in pairs], np.uint64)
+
+class Selection:
+    """A selection of examples of one or more stores, in an order of its own; an example may be there several times.
+
+    Its columns are those of the store where it is the whole of one, else they are made when they are asked for; none
+    is held in memory.
+    """
+
+    def __init__(self, stores: Sequence[TokenStore], picks: Sequence[Picks]) -> None:
+        """`picks` holds, for each store (of which there must be one), the indices of the examples taken from it."""
+        self._pairs = list(zip(stores, picks, strict=True))
+        self._ends = list(accumulate(map(len, picks)))
+        whole = len(stores) == 1 and isinstance(picks[0], range)
+        self._whole = stores[0] if whole else None
+        self.folder = stores[0].folder.parent
+        "Where there is room for columns."
         digest = hashlib.blake2b(digest_size=16)
-        for store, pick in pairs:
+        for store, pick in self._pairs:
             digest.update(store.fingerprint.encode())
-            digest.update(pick.tobytes())
+            for chunk in chunks_of(pick):
+                digest.update(chunk.tobytes())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self._index)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Tokens:
-        return self._stores[int(self._store[index])][int(self._index[index])]
+        store, example = self._find(index)
+        return store[example]
 
-    @property
-    def ends(self) -> npt.NDArray[np.int32]:
-        """The last token of each example."""
-        stores = range(len(self._stores))
-        return _joined([self._stores[store].ends[self._index[self._store == store]] for store in stores], np.int32)
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Tokens before each example, and at last of all."""
+        return self._whole.starts if self._whole is not None else kept(_sums(self.lengths), np.int64, self.folder)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens per example."""
+        return self._column(lambda store: store.lengths, np.int64)
+
+    @cached_property
+    def longest(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example's longest sequence."""
+        return self._column(lambda store: store.longest, np.int64)
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.int32]:
+        """What each example counts for: its learnt tokens, where the phase says nothing else."""
+        return self._column(lambda store: store.weights, np.int32)
+
+    @cached_property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The line or row that each example comes from."""
+        return self._column(lambda store: store.rows, np.int64)
+
+    @cached_property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """A number for each example, equal for rows whose tokens are equal."""
+        return self._column(lambda store: store.digests, np.uint64)
+
+    def ends(self) -> Iterator[npt.NDArray[np.int32]]:
+        """The last token of each example, some at a time."""
+        return (store.ends(chunk) for store, pick in self._pairs for chunk in chunks_of(pick))
 
     def place(self, index: int) -> str:
         """Where an example comes from, such as `data/train.jsonl line 17`."""
-        return self._stores[int(self._store[index])].place(int(self._index[index]))
+        store, example = self._find(index)
+        return store.place(example)
+
+    def _find(self, index: int) -> tuple[TokenStore, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        number = bisect_right(self._ends, index)
+        store, pick = self._pairs[number]
+        return store, int(pick[index - self._ends[number] + len(pick)])
+
+    def _column(self, column: Callable[[TokenStore], npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        if self._whole is not None:
+            return column(self._whole)
+        found = (column(store)[chunk] for store, pick in self._pairs for chunk in chunks_of(pick))
+        return kept(found, dtype, self.folder)
 
 
-def _loaded(path: Path) -> npt.NDArray[Any]:
-    found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return found
-
-
-def _mapped(path: Path, dtype: Any, count: int) -> npt.NDArray[Any]:
-    if count == 0:  # an empty file can't be mapped
-        return np.zeros(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
-
-
-def _joined(parts: list[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
-    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype=dtype)
+def _sums(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """0, and the sums of the first, the first two and so on."""
+    done = np.zeros(1, dtype=np.int64)
+    yield done
+    for chunk in chunks_of(lengths):
+        sums = done[-1] + np.cumsum(chunk)
+        done = sums[-1:]
+        yield sums

@@ -420,7 +420,7 @@ def test_a_weight_takes_whole_rows(tmp_path_factory, sizes, weight):
         return {}
 
     store: TokenStore = open_or_write(folder / "key", fill)
-    picks = repeat(store, np.ones(len(store), dtype=bool), weight, seed=1)
+    picks = repeat(store, None, weight, seed=1)
     taken = Counter(store.rows[picks].tolist())
     times = {row: taken[row] / size for row, size in enumerate(sizes, start=1)}
     assert all(count in (int(weight), int(weight) + 1) for count in times.values())
