@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from tutelage.errors import Problem, TutelageError
+from tutelage.libraries import import_for_training, import_libraries
 from tutelage.plugins import host
 from tutelage.recipe import Recipe, Resolved, load, resolve
 from tutelage.runs.changing import change
@@ -120,6 +121,7 @@ def _resolved(recipe: RecipeLike, overrides: list[str] | None) -> Resolved:
 
 
 def _preflight(resolved: Resolved, out: str | Path | None, here: bool = True) -> CheckReport:
+    import_libraries("torch")
     from tutelage.engine.preflight import preflight
 
     problems, notes, data = preflight(resolved, host(), None if out is None else Path(out), here)
@@ -127,8 +129,6 @@ def _preflight(resolved: Resolved, out: str | Path | None, here: bool = True) ->
 
 
 def _run(run: RunFolder, resolved: Resolved, listener: Listener | None, *, allow_changes: bool) -> RunResult:
-    from tutelage.engine.running import run_recipe
-
     if listener is not None:
         run.listen(listener)
     with run.lock():
@@ -138,5 +138,8 @@ def _run(run: RunFolder, resolved: Resolved, listener: Listener | None, *, allow
         if all(stage.state == "succeeded" for stage in run.record.stages):
             run.event("notice", text="every stage had succeeded before: there is nothing left to do")
             return RunResult(folder=run.path, state=run.record.state, stages=run.record.stages)
+        import_for_training(resolved)
+        from tutelage.engine.running import run_recipe
+
         run_recipe(run, resolved, host(), allow_changes=allow_changes)
     return RunResult(folder=run.path, state=run.record.state, stages=run.record.stages)

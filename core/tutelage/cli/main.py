@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tutelage.cli.commands import COMMANDS
+from tutelage.libraries import own_process
 
 if TYPE_CHECKING:
     from tutelage.plugins import Command
@@ -79,6 +80,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 something for the user to mend, 130 stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    own_process()
     atexit.register(gc.freeze)  # collecting garbage from a process that ends would take a tenth of a short command
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

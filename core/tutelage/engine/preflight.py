@@ -16,6 +16,7 @@ from tutelage.engine.context import NEW, STAGE, foreseen_model, model_of, prepar
 from tutelage.engine.devices import Devices, choose_devices, micro_batch_tokens
 from tutelage.errors import Problem, TutelageError
 from tutelage.formats import NAMES, Prompted, Ranking
+from tutelage.libraries import MODELS, import_libraries
 from tutelage.models import locating
 from tutelage.models.loading import load_config, meta_model
 from tutelage.phase import TrainingPhase
@@ -81,6 +82,8 @@ class _StageCheck:
             devices = self.found.attempt(choose_devices, self.stage.trainer, f"{self.place}.trainer")
         located = self.found.attempt(foreseen_model, self.resolved, self.stage, self.host)
         tokenizer = model = None
+        if located is not None:
+            import_libraries(*MODELS)
         if located is not None and self.found.attempt(load_config, located) is not None:
             tokenizer = self.found.attempt(tokenizer_of, self.resolved, self.stage, located)
             model = self.found.attempt(meta_model, located, getattr(self.phase, "head", "language"))

@@ -14,6 +14,7 @@ import msgspec
 
 from tutelage.engine.launching import OUTCOME, Outcome, die_with_parent, obey
 from tutelage.errors import Problem, RunStopped, TutelageError
+from tutelage.libraries import import_for_training, own_process
 from tutelage.plugins import host
 from tutelage.recipe import resolve
 from tutelage.runs.folder import RunFolder
@@ -21,12 +22,15 @@ from tutelage.runs.folder import RunFolder
 
 def main() -> int:
     """Run the stage; how it ended is written for the process that started it."""
+    own_process()
     if sys.platform == "linux":
         die_with_parent()
     path, name, limit = sys.argv[1:4]
     run = RunFolder.open(Path(path))
     ranks = run.stage_folder(name) / "ranks"
     try:
+        resolved = resolve(run.recipe, Path(run.record.base), host())
+        import_for_training(resolved)
         from tutelage.engine.context import make_ready
         from tutelage.engine.devices import NODES
         from tutelage.engine.quiet import quiet_libraries
@@ -34,7 +38,6 @@ def main() -> int:
         quiet_libraries()
         if int(os.environ.get(NODES, "1")) > 1:
             obey(ranks)
-        resolved = resolve(run.recipe, Path(run.record.base), host())
         stage = next(stage for stage in resolved.recipe.stages if stage.name == name)
         context = make_ready(run, resolved, stage, host())
         context.micro_batch_limit = int(limit)

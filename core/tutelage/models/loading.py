@@ -320,8 +320,9 @@ def base_key(located: Located, tokenizer: PreTrainedTokenizerBase, seed: int) ->
 
     So stages that start from the same adapter share one base on disk, and can be held on one in memory.
     """
-    made_of = [located.path, str(rows_needed(tokenizer))]
-    if rows_needed(tokenizer) > _embedding_rows(load_config(located)):
+    needed = rows_needed(tokenizer)
+    made_of = [located.path, str(needed)]
+    if needed > _embedding_rows(load_config(located)):
         made_of.append(str(seed))
     if located.kind == "adapter":
         files = sorted(Path(located.path).glob("adapter_*"))
