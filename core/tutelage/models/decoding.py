@@ -57,7 +57,8 @@ class State:
         self._mask = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         self._positions = positions[:, -1:]
-        self.logits = self._forward(inputs, positions)
+        with _whole_rows(self._base.get_output_embeddings()):
+            self.logits = self._forward(inputs, positions)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows, which may be fewer, or some of them several times."""
@@ -83,6 +84,20 @@ class State:
         output: Any = self._base(**inputs, attention_mask=self._mask[:, : self._width], **self._options)
         logits: Tensor = output.logits[:, -1].float()
         return logits
+
+
+@contextlib.contextmanager
+def _whole_rows(head: Any) -> Iterator[None]:
+    """Give the output layer rows that lie side by side: the last ones of prompts don't, and in bfloat16 a CPU computes
+    such a product about a hundred times slower."""
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, given: tuple(each.contiguous() for each in given))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:

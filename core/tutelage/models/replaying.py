@@ -1,8 +1,4 @@
-"""Turns recordings of a module into a function that computes the same with fewer and faster operations.
-
-Products that take the same input become one product, and on a CPU their weights are laid out as its kernels like them
-best: for that, weights are copied.
-"""
+"""Turns recordings of a module into a function that computes the same, with fewer and faster operations."""
 
 from __future__ import annotations
 
@@ -14,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from tutelage.models.caching import attend
 from tutelage.models.recording import CacheLayer, Constant, Recording, Slot, Unrecordable
+from tutelage.models.rewriting import Source, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-_MOST_ROWS = 32
-"The number of rows that weights are laid out for; other numbers take hardly longer."
 _MOST_PLANS = 64
 _plans: dict[str, Plan] = {}
 "By what was recorded with the smaller number of rows."
@@ -60,15 +54,8 @@ class Plan:
     def __init__(self, first: Recording, second: Recording) -> None:
         self.first, self.second = first.text(), second.text()
         graph, constants, layer = _graph_of(first, second)
-        _drop_repeats(graph)
-        sources: dict[Node, Callable[[list[Tensor]], Tensor]] = {
-            node: partial(_constant, index) for index, node in enumerate(constants)
-        }
-        places = {node: index for index, node in enumerate(constants)}
-        for weight, bias in _join_products(graph, places, first.constants, layer):
-            sources |= {weight[0]: weight[1]} | ({bias[0]: bias[1]} if bias else {})
-        _drop_views(graph)
-        graph.eliminate_dead_code()
+        sources: dict[Node, Source] = {node: partial(_constant, index) for index, node in enumerate(constants)}
+        sources |= rewrite(graph, {node: index for index, node in enumerate(constants)}, first.constants, layer)
         for node in constants:
             if not node.users:
                 graph.erase_node(node)
@@ -82,23 +69,6 @@ class Plan:
 
 def _constant(index: int, constants: list[Tensor]) -> Tensor:
     return constants[index].detach()
-
-
-def _packed(indices: list[int], constants: list[Tensor]) -> Tensor:
-    """Weights (in, out) beside each other, in the layout of oneDNN's kernels."""
-    parts = [constants[index].detach().t() for index in indices]
-    whole = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(whole, _MOST_ROWS)
-    return packed
-
-
-def _biases(indices: list[int | None], sizes: list[int], constants: list[Tensor]) -> Tensor:
-    like = next(constants[index] for index in indices if index is not None)
-    parts = [
-        like.new_zeros(size) if index is None else constants[index].detach()
-        for index, size in zip(indices, sizes, strict=True)
-    ]
-    return torch.cat(parts)
 
 
 # From recordings to a graph
@@ -178,120 +148,3 @@ def _call(graph: Graph, function: Any, args: Any, kwargs: Any) -> Node:
         if isinstance(plain, types.BuiltinFunctionType):
             return graph.call_function(plain, args, kwargs)
     return graph.call_function(function, args, kwargs)
-
-
-# What makes it faster
-
-
-def _drop_repeats(graph: Graph) -> None:
-    """Compute once what is computed twice."""
-    seen: dict[Any, Node] = {}
-    for node in list(graph.nodes):
-        if node.op not in ("call_function", "call_method") or node.target is attend:
-            continue
-        key = (node.target, _hashable(node.args), _hashable(node.kwargs))
-        if key in seen:
-            node.replace_all_uses_with(seen[key])
-            graph.erase_node(node)
-        else:
-            seen[key] = node
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return tuple(_hashable(each) for each in value)
-    if isinstance(value, dict):
-        return tuple((name, _hashable(each)) for name, each in value.items())
-    return type(value), value  # 1 is not 1.0 here
-
-
-def _drop_views(graph: Graph) -> None:
-    """View a tensor once, where a view was viewed; and not at all where that leaves its shape."""
-    for node in list(graph.nodes):
-        if not _is_view(node):
-            continue
-        whole: Any = node.args[0]
-        while _is_view(whole):
-            whole = whole.args[0]
-        node.args = (whole, *node.args[1:])
-        if "shapes" in node.meta and whole.meta.get("shapes") == node.meta["shapes"]:
-            node.replace_all_uses_with(whole)
-
-
-def _is_view(node: Node) -> bool:
-    return node.op == "call_method" and node.target in ("view", "flatten")
-
-
-_Source = tuple[Node, "Callable[[list[Tensor]], Tensor]"]
-
-
-def _join_products(
-    graph: Graph, places: dict[Node, int], constants: list[Tensor], layer: Node
-) -> list[tuple[_Source, _Source | None]]:
-    """Make one packed product of those that take the same input; the nodes of its weight and bias, and their sources.
-
-    Args:
-        places: of the constants' nodes among the constants.
-        layer: the node before which inputs for the packed weights are put.
-    """
-    groups: dict[Any, list[Node]] = {}
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target in (torch.mm, torch.addmm) and not node.kwargs:
-            *bias, given, weight = node.args
-            if weight in places and all(each in places for each in bias) and _packs(constants[places[weight]]):
-                groups.setdefault((given, constants[places[weight]].dtype), []).append(node)
-    return [_joined(graph, nodes, places, constants, layer) for nodes in groups.values()]
-
-
-def _joined(
-    graph: Graph, nodes: list[Node], places: dict[Node, int], constants: list[Tensor], layer: Node
-) -> tuple[_Source, _Source | None]:
-    given: Any = nodes[0].args[-2]
-    named: list[Any] = [(node.args[-1], node.args[0] if len(node.args) == 3 else None) for node in nodes]
-    weights = [places[weight] for weight, _ in named]
-    biases = [None if bias is None else places[bias] for _, bias in named]
-    sizes = [constants[weight].shape[1] for weight in weights]
-    with graph.inserting_before(layer):
-        weight = graph.placeholder(f"weight_{weights[0]}"), partial(_packed, weights)
-        bias = None
-        if any(index is not None for index in biases):
-            bias = graph.placeholder(f"bias_{weights[0]}"), partial(_biases, biases, sizes)
-    whole_given, leading = _unflattened(given)
-    with graph.inserting_before(nodes[0]):
-        whole = graph.call_function(_product, (whole_given, weight[0], bias and bias[0]))
-        parts = [whole]
-        if len(nodes) > 1:
-            split = graph.call_function(torch.split_with_sizes, (whole, sizes, -1))
-            parts = [graph.call_function(operator.getitem, (split, place)) for place in range(len(nodes))]
-        flat = [graph.call_method("flatten", (part, 0, -2)) for part in parts]
-    for node, part, size, each in zip(nodes, parts, sizes, flat, strict=True):
-        part.meta["shapes"] = tuple((*lead, size) for lead in leading)
-        each.meta["shapes"] = node.meta["shapes"]
-        node.replace_all_uses_with(each)
-        graph.erase_node(node)
-    return weight, bias
-
-
-def _unflattened(given: Node) -> tuple[Node, list[tuple[int, ...]]]:
-    """What was flattened to (tokens, size) for a product, and its leading dimensions in both recordings."""
-    whole: Any = given.args[0] if _is_view(given) else given
-    if "shapes" not in whole.meta or [s[-1] for s in whole.meta["shapes"]] != [s[-1] for s in given.meta["shapes"]]:
-        whole = given
-    return whole, [shape[:-1] for shape in whole.meta["shapes"]]
-
-
-def _packs(weight: Tensor) -> bool:
-    """Whether there are packed kernels for a weight."""
-    if not weight.is_cpu or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, _REORDER):
-        return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
-
-
-_REORDER = "_reorder_linear_weight"
-
-
-def _product(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(given, weight, bias, "none", [], "")
-    return product
