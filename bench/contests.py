@@ -45,6 +45,8 @@ class Turn(msgspec.Struct, kw_only=True):
     artifact: str
     learnt: int = 0
     "Of the tokens, those that are learnt, where that is told."
+    computed: int = 0
+    "Of the tokens, those that went through the model, where that is told."
     reward: float | None = None
     "Mean of the last iteration, where rewards are learnt from."
 
@@ -99,7 +101,9 @@ def ours(contest: Contest, setup: Setup, repeat: int) -> Turn:
     outcome = ended.lines[-1][0]["stages"][0]
     rewards = [event["reward"] for event, _ in ended.events("step") if "reward" in event]
     turn = turn_of(contest.name, "tutelage", repeat, steps, ended, outcome["artifact"], rewards)
-    turn.learnt = sum(event.get("learnt_tokens", 0) for event, _ in ended.events("step"))
+    turn.learnt, turn.computed = (
+        sum(event.get(name, 0) for event, _ in ended.events("step")) for name in ("learnt_tokens", "computed_tokens")
+    )
     return turn
 
 

@@ -65,7 +65,7 @@ def shapes(model: str) -> list[tuple[int, int]]:
     return [*attention, (hidden, inner), (hidden, inner), (inner, hidden)]
 
 
-def flops_per_token(model: str, adapter: str, learnt: float) -> float:
+def flops_per_token(model: str, adapter: str, learnt: float, computed: float = 1.0) -> float:
     """Floating-point operations that training has to do for a token, without any that it could do without.
 
     With N the parameters of the blocks' matrices and V those of the output layer, and two operations for each
@@ -80,15 +80,16 @@ def flops_per_token(model: str, adapter: str, learnt: float) -> float:
     Args:
         adapter: `lora`, `qlora` or `full`.
         learnt: share of the tokens that are learnt.
+        computed: share of the tokens that go through the blocks, where what rows have in common does so once.
     """
     config, of_block = _config(model), shapes(model)
     blocks = config["num_hidden_layers"]
     matrices = blocks * sum(inputs * outputs for inputs, outputs in of_block)
     output = config["hidden_size"] * config["vocab_size"]
     if adapter == "full":
-        return 6.0 * matrices + 6.0 * output * learnt
+        return 6.0 * matrices * computed + 6.0 * output * learnt
     updates = blocks * RANK * sum(inputs + outputs for inputs, outputs in of_block)
-    return 4.0 * matrices + 4.0 * output * learnt + 6.0 * updates
+    return (4.0 * matrices + 6.0 * updates) * computed + 4.0 * output * learnt
 
 
 def utilisation(setup: Setup, turns: list[Turn]) -> list[Figure]:
@@ -97,9 +98,13 @@ def utilisation(setup: Setup, turns: list[Turn]) -> list[Figure]:
     made = []
     for adapter in dict.fromkeys(turn.work for turn in turns if limit):
         own = [turn for turn in turns if turn.work == adapter]
-        learnt = sum(turn.learnt for turn in own) / sum(turn.amount for turn in own)
-        flops = flops_per_token(setup.model, adapter, learnt)
-        told = f"{flops / 1e9:.3f} GFLOP a token, {learnt:.0%} of tokens learnt; the limit is {limit:.0f} GFLOP/s"
+        tokens = sum(turn.amount for turn in own)
+        learnt, computed = sum(turn.learnt for turn in own) / tokens, sum(turn.computed for turn in own) / tokens
+        flops = flops_per_token(setup.model, adapter, learnt, computed)
+        told = (
+            f"{flops / 1e9:.3f} GFLOP a token, {learnt:.0%} of tokens learnt, {computed:.0%} computed (what rows have "
+            f"in common, once); the limit is {limit:.0f} GFLOP/s"
+        )
         made.append(
             Figure(
                 section="utilisation",

@@ -134,6 +134,13 @@ class Trainer(Config):
         bool | Literal["auto"],
         Meta(description="Several examples in one row, none seeing another; auto packs where that is exact."),
     ] = "auto"
+    share_prefixes: Annotated[
+        bool,
+        Meta(
+            description="Compute once what sequences of a packed row have in common at their beginning (a system "
+            "prompt, the prompt of several answers), where that is exact."
+        ),
+    ] = True
     precision: Annotated[
         Literal["auto", "bf16", "fp32"],
         Meta(
@@ -150,7 +157,13 @@ class Trainer(Config):
     activation_checkpointing: Annotated[
         bool, Meta(description="Recompute activations in the backward pass: less memory, about a third more time.")
     ] = False
-    compile: Annotated[bool, Meta(description="Compile the model with torch.compile.")] = False
+    compile: Annotated[
+        bool | Literal["auto"],
+        Meta(
+            description="Compile the model's layers with torch.compile; auto compiles where the steps that are left "
+            "are expected to gain more than that costs, and says so."
+        ),
+    ] = False
     eval_every: Annotated[
         Positive | None, Meta(description="Steps between evaluations; null evaluates after every epoch.")
     ] = None

@@ -158,7 +158,7 @@ def request_of(stage: Stage, resolved: Resolved, hardware: dict[str, Any], rows:
         "precision": trainer.precision,
         "optimizer": trainer.optimizer,
         "checkpointing": trainer.activation_checkpointing,
-        "compile": trainer.compile,
+        "compile": trainer.compile is True,
     }
     config = resolved.adapters[stage.name].config
     for name in ("rank", "targets", "dropout", "virtual_tokens"):

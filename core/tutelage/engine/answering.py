@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from tutelage.data.batches import Batch
+    from tutelage.data.batches import Batch, Examples
     from tutelage.engine.online import OnlinePhase
     from tutelage.engine.shared import Actors
 
 T = TypeVar("T")
+OF_POLICY = ["log_probs", "entropy"]
+"What is measured of a rollout's tokens under the policy that drew them."
+
 SAMPLED_AT_ONCE = 8
 "How many times the tokens of a micro-batch are drawn at a time: keys and values take less room than activations."
 
@@ -75,13 +78,21 @@ class AnsweringLearner(Learner):
             self.judged_by = "eval_held_out"
 
     def answer(
-        self, prompts: Prompts, indices: NDArray[np.int64], iteration: int, samples: int, others: Sequence[Weighted]
+        self,
+        prompts: Prompts,
+        indices: NDArray[np.int64],
+        iteration: int,
+        samples: int,
+        others: Sequence[Weighted],
+        *,
+        policy: bool = True,
     ) -> Rollout:
         """Answers to some of the prompts, scored and measured.
 
         Args:
             iteration: what seeds the answers' random numbers, together with the stage's seed.
             others: rewards to be taken besides those that are learnt from.
+            policy: whether the policy's log-probabilities and entropies are measured, too.
         """
         self.model.eval()
         asked = [(int(index), number) for index in indices for number in range(samples)]
@@ -99,7 +110,7 @@ class AnsweringLearner(Learner):
         self._score(rollout, self.rewards, "reward")
         if others:
             self._score(rollout, others, "held_out")
-        self._measure(rollout)
+        self._measure(rollout, [*OF_POLICY, *self.online.measured] if policy else self.online.measured)
         self.model.train()
         return rollout
 
@@ -153,11 +164,12 @@ class AnsweringLearner(Learner):
         rollout.given |= dict(zip(columns, self._together(found), strict=True))
 
     @torch.no_grad()
-    def _measure(self, rollout: Rollout) -> None:
-        """Log-probabilities under the policy and the reference, entropies, and values, of each new token."""
+    def _measure(self, rollout: Rollout, names: list[str]) -> None:
+        """What is named of each new token: log-probabilities under policy and reference, entropies, and values."""
         self._take(rollout)
-        names = ["log_probs", "entropy"]
-        names += ["reference"] * self.online.needs_reference + ["values"] * self.online.critic
+        if not names:
+            return
+        self.model.eval()
 
         def work() -> Tensor:
             flat = torch.zeros(len(names), int(rollout.weights.sum()))
@@ -165,26 +177,27 @@ class AnsweringLearner(Learner):
                 self.beat(self._number, index)
                 if len(answers):
                     found = self._measured(self.collate(answers), names)
-                    flat[:, rollout.where(answers)] = torch.stack(found).cpu()
+                    flat[:, rollout.where(answers)] = torch.stack([found[name] for name in names]).cpu()
             return flat
 
         whole = self._together(self._spared(work, largest=int(rollout.lengths.max())))
         for name, values in zip(names, whole, strict=True):
             setattr(rollout, name, values)
+        self.model.train()
 
-    def _measured(self, batch: Batch, names: list[str]) -> list[Tensor]:
+    def _measured(self, batch: Batch, names: list[str]) -> dict[str, Tensor]:
         temperature = self.online.config.temperature
-        found: list[Tensor] = []
+        found: dict[str, Tensor] = {}
         with self.trainer.precision_plugin.forward_context():
-            with self.model.acting("policy") as policy:
-                log_probs, _, entropy = token_log_probabilities(policy, batch, temperature)
-            found += [log_probs, entropy]
+            if "log_probs" in names:
+                with self.model.acting("policy") as policy:
+                    found["log_probs"], _, found["entropy"] = token_log_probabilities(policy, batch, temperature)
             if "reference" in names:
                 with self.model.acting("reference") as reference:
-                    found.append(token_log_probabilities(reference, batch, temperature)[0])
+                    found["reference"], _, _ = token_log_probabilities(reference, batch, temperature, entropy=False)
             if "values" in names:
                 with self.model.acting("value") as model:
-                    found.append(self.model.values(model, batch))
+                    found["values"] = self.model.values(model, batch)
         return found
 
     # What processes share
@@ -195,6 +208,18 @@ class AnsweringLearner(Learner):
         self.examples = rollout
         self.lengths = rollout.lengths
         self.weights = rollout.weights
+
+    def cut(self, examples: NDArray[np.int64], store: Examples | None = None) -> list[NDArray[np.int64]]:
+        """Micro-batches in which the answers to a prompt stay together as far as they can, as they share it."""
+        if not self.shares:
+            return super().cut(examples, store)
+        neighbours = np.sort(examples)
+        ends = np.cumsum((self.lengths if store is None else store.lengths)[neighbours])
+        devices = self.trainer.world_size
+        total = int(ends[-1]) if len(ends) else 0
+        count = devices * max(1, -(-total // (self.progress.micro_batch_tokens * devices)))
+        places = np.searchsorted(ends, np.arange(1, count) * (total / count), side="left") + 1
+        return np.split(neighbours, places)[self.global_rank :: devices]
 
     def _share(self, count: int) -> list[int]:
         """This process's share of so many things: neighbours, as answers to one prompt are."""

@@ -1,9 +1,10 @@
-"""Attention over packed rows in which no token sees another example, and the proof that it holds for a model.
+"""Attention over packed rows in which no token sees another sequence, and the proof that it holds for a model.
 
 A packed row costs nothing extra: each example attends within its own bounds, by the variable-length flash kernel
 where the device has one, by plain products over short examples on a CPU, and example by example elsewhere, so no block
-mask is ever computed. A model whose layers don't go through transformers' attention interface gets transformers' own
-block masks; one that leaks even so (a recurrent layer, say) is not packed.
+mask is ever computed. What sequences have in common may stand in the row once: then each segment sees the keys of the
+segments before it in its sequence, too. A model whose layers don't go through transformers' attention interface gets
+transformers' own block masks; one that leaks even so (a recurrent layer, say) is not packed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tutelage.data.batches import Batch, collate
 from tutelage.data.rendering import Tokens
-from tutelage.engine.forward import learnt_logits, token_scores
-from tutelage.engine.kernels.segments import LONGEST, short_segment_attention
+from tutelage.engine.forward import learnt_logits, sequence_scores, token_scores
+from tutelage.engine.kernels.segments import LONGEST, gathered, hidden_keys, short_segment_attention
 from tutelage.models.heads import score_head
 from tutelage.models.loading import quietly
 
@@ -41,14 +42,18 @@ def segment_attention(
     dropout: float = 0.0,
     *,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    seen_keys: Tensor | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within the bounds `cu_seq_lens_q` (examples + 1,) of one packed row.
+    """Causal attention within the bounds `cu_seq_lens_q` (segments + 1,) of one packed row.
 
     Args:
         query: (1, heads, tokens, head_dim); key and value (1, kv_heads, tokens, head_dim).
         attention_mask: what `segment_mask` gave: None, unless the layer sees a part of its example only.
+        cu_seq_lens_k: where in `seen_keys` what each segment sees starts and ends, (segments + 1,).
+        seen_keys: tokens of the row; None where each segment sees itself alone.
     Returns:
         (1, tokens, heads, head_dim).
     Raises:
@@ -62,9 +67,13 @@ def segment_attention(
     if torch.is_autocast_enabled(query.device.type):  # some models' norms give float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    bounds, key_bounds = cu_seq_lens_q, cu_seq_lens_q
+    if seen_keys is not None:
+        assert cu_seq_lens_k is not None
+        key, value, key_bounds = gathered(key, seen_keys), gathered(value, seen_keys), cu_seq_lens_k
     if query.is_cuda and _varlen is not None and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
-        return _varlen_attention(query, key, value, scaling, cu_seq_lens_q, sliding_window), None
-    return _one_by_one(query, key, value, scaling, cu_seq_lens_q, sliding_window, dropout), None
+        return _varlen_attention(query, key, value, scaling, bounds, key_bounds, sliding_window), None
+    return _one_by_one(query, key, value, scaling, bounds, key_bounds, sliding_window, dropout), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the bounds differ with each row: each would be compiled anew
@@ -74,25 +83,27 @@ def _one_by_one(
     value: Tensor,
     scaling: float | None,
     bounds: Tensor,
+    key_bounds: Tensor,
     window: int | None,
     dropout: float,
 ) -> Tensor:
     places: list[int] = bounds.tolist()
-    if query.device.type == "cpu" and not dropout and max(map(operator.sub, places[1:], places)) <= LONGEST:
+    key_places: list[int] = places if key_bounds is bounds else key_bounds.tolist()
+    if query.device.type == "cpu" and not dropout and max(map(operator.sub, key_places[1:], key_places)) <= LONGEST:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return short_segment_attention(query[0], key[0], value[0], places, scale, window).transpose(0, 1)[None]
+        attended = short_segment_attention(query[0], key[0], value[0], places, scale, window, key_places)
+        return attended.transpose(0, 1)[None]
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     outputs = []
-    for start, end in pairwise(places):
-        part = (slice(None), slice(None), slice(start, end))
-        mask = _window_mask(end - start, window, query.device)
+    for (start, end), (first, last) in zip(pairwise(places), pairwise(key_places), strict=True):
+        mask = _window_mask(end - start, last - first, window, query.device)
         outputs.append(
             F.scaled_dot_product_attention(
-                query[part],
-                key[part],
-                value[part],
+                query[:, :, start:end],
+                key[:, :, first:last],
+                value[:, :, first:last],
                 attn_mask=mask,
                 dropout_p=dropout,
                 is_causal=mask is None,
@@ -113,11 +124,11 @@ def segment_mask(*, local_size: int | None = None, **_: Any) -> Tensor | None:
 _NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "head_mask", "cache_position_bias")
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    if window is None or length <= window:
+def _window_mask(rows: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which of `keys` tokens each of their last `rows` sees; None where plain causal attention says the same."""
+    if rows == keys and (window is None or keys <= window):
         return None
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
-    return (distance >= 0) & (distance < window)
+    return ~hidden_keys(rows, keys, window, device)
 
 
 def _find_varlen() -> Any:
@@ -132,15 +143,21 @@ _varlen = _find_varlen()
 
 
 def _varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, bounds: Tensor, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    bounds: Tensor,
+    key_bounds: Tensor,
+    window: int | None,
 ) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    longest = int((bounds[1:] - bounds[:-1]).max())
+    longest = [int(each.diff().max()) for each in (bounds, key_bounds)]
     rows = [part[0].transpose(0, 1).contiguous() for part in (query, key, value)]
     sides = (window - 1, 0) if window is not None else (-1, 0)
-    output: Tensor = _varlen(*rows, bounds, bounds, longest, longest, scale=scaling, window_size=sides)
+    output: Tensor = _varlen(*rows, bounds, key_bounds, *longest, scale=scaling, window_size=sides)
     return output[None]
 
 
@@ -207,10 +224,69 @@ def packs_exactly(model: PreTrainedModel, vocabulary: int, *, reference: str) ->
         model.set_attn_implementation(packed_with)
         model.train(was_training)
     later = len(alone[0])
-    if not _alike(changed[later:], packed[later:], 1e-6 if model.dtype == torch.float32 else 4e-3):
+    exact, close = _tolerances(model)
+    return _alike(changed[later:], packed[later:], exact) and _alike(packed, torch.cat(alone).float(), close)
+
+
+@torch.no_grad()
+def shares_exactly(model: PreTrainedModel, vocabulary: int) -> bool:
+    """Whether sequences in a packed row have the logits (or scores) that they have there each by itself, within
+    rounding, when what they have in common stands in it once; and see that, but not each other.
+
+    Only an attention of this module is given what it needs for that.
+    """
+    if model.config._attn_implementation != SEGMENTS or vocabulary < 8:
         return False
-    # 4-bit products of few rows are computed by kernels of their own, and differ by up to a tenth.
-    return _alike(packed, torch.cat(alone).float(), 1e-4 if model.dtype == torch.float32 else 0.15)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(count: int, first: int) -> list[int]:
+        return [first, *torch.randint(0, vocabulary, (count - 1,), generator=generator).tolist()]
+
+    begin, other_begin, middle, ends, other_end = (
+        drawn(20, 0), drawn(20, 1), drawn(18, 2), [drawn(9, 3), drawn(12, 4), drawn(7, 5)], drawn(12, 4),
+    )  # fmt: skip
+
+    def outputs(begin: list[int], end: list[int], shares: bool) -> Tensor:
+        rows = [(begin, ends[0]), (begin + middle, end), (begin + middle, ends[2])]
+        probe = _Probe([_tokens(before, after) for before, after in rows])
+        batch = collate(probe, range(3), packed=True, filler=0, shares=shares).to(next(model.parameters()).device)
+        given = sequence_scores(model, batch)[:, None] if score_head(model) is not None else _logits(model, batch)
+        return given.float()
+
+    was_training = model.training
+    model.eval()
+    try:
+        shared = outputs(begin, ends[1], True)
+        apart = outputs(begin, ends[1], False)
+        changed = outputs(begin, other_end, True)
+        elsewhere = outputs(other_begin, ends[1], True)
+    except (NotImplementedError, TypeError, ValueError, RuntimeError):
+        return False
+    finally:
+        model.train(was_training)
+    exact, close = _tolerances(model)
+    first = len(shared) // 3 if score_head(model) is not None else len(ends[0]) - 1
+    last = len(shared) - (1 if score_head(model) is not None else len(ends[2]) - 1)
+    return (
+        _alike(shared, apart, close)
+        and _alike(changed[:first], shared[:first], exact)
+        and _alike(changed[last:], shared[last:], exact)
+        and not torch.equal(elsewhere, shared)
+    )
+
+
+def _tokens(before: list[int], after: list[int]) -> Tokens:
+    """A sequence of which all that comes after the first token of `after` is learnt."""
+    ids = torch.tensor(before + after).int().numpy()
+    return Tokens(ids, (torch.arange(len(ids)) > len(before)).numpy())
+
+
+def _tolerances(model: PreTrainedModel) -> tuple[float, float]:
+    """For the same kernels on other values, and for other kernels on the same values.
+
+    4-bit products of few rows are computed by kernels of their own, and differ by up to a tenth.
+    """
+    return (1e-6, 1e-4) if model.dtype == torch.float32 else (4e-3, 0.15)
 
 
 def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:

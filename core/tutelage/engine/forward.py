@@ -106,16 +106,17 @@ def _inputs(batch: Batch) -> dict[str, Any]:
     bounds = batch.bounds
     if bounds is None:
         return {"input_ids": batch.ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    longest = int((bounds[1:] - bounds[:-1]).max())
-    return {
+    key_bounds = bounds if batch.key_bounds is None else batch.key_bounds
+    given = {
         "input_ids": batch.ids,
         "position_ids": batch.positions,
         "use_cache": False,
         "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": longest,
-        "max_length_k": longest,
+        "cu_seq_lens_k": key_bounds,
+        "max_length_q": int(bounds.diff().max()),
+        "max_length_k": int(key_bounds.diff().max()),
     }
+    return given if batch.keys is None else {**given, "seen_keys": batch.keys}
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
@@ -147,16 +148,21 @@ def sequence_log_probabilities(model: nn.Module, batch: Batch) -> tuple[Tensor, 
 
 
 def token_log_probabilities(
-    model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy_gradient: bool = False
+    model: nn.Module,
+    batch: Batch,
+    temperature: float = 1.0,
+    *,
+    entropy: bool = True,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How probable a model finds each learnt token.
 
     Returns:
         log-probabilities, the sequence that each token belongs to, and the entropy (nats) of the distribution that it
-        was predicted by, without gradient unless it is asked for; all (learnt,).
+        was predicted by, without gradient unless it is asked for, or 0 where it is not wanted; all (learnt,).
     """
-    each, entropy = _learnt_log_probs(model, batch, temperature, entropy=True, entropy_gradient=entropy_gradient)
-    return each, owners(batch), entropy
+    each, entropies = _learnt_log_probs(model, batch, temperature, entropy=entropy, entropy_gradient=entropy_gradient)
+    return each, owners(batch), entropies
 
 
 def _learnt_log_probs(
@@ -202,7 +208,7 @@ def token_scores(model: nn.Module, batch: Batch) -> Tensor:
 def _at_last(values: Tensor, batch: Batch) -> Tensor:
     """Of `values` (rows, tokens, …), those at each sequence's last token: (sequences, …)."""
     if batch.bounds is not None:
-        last = values[0, (batch.bounds[1:] - 1).long()]
+        last = values[0, (batch.sequence_bounds[1:] - 1).long()]
     else:
         assert batch.attention_mask is not None
         last = values[torch.arange(len(values), device=values.device), batch.attention_mask.sum(1) - 1]
@@ -220,7 +226,7 @@ def owners(batch: Batch) -> Tensor:
     """The sequence that each learnt token of a batch belongs to, in the order of `learnt_logits`: (learnt,)."""
     if batch.bounds is None:
         return batch.targets.nonzero()[:, 0]
-    starts = batch.bounds[1:-1].long()
+    starts = batch.sequence_bounds[1:-1].long()
     return torch.bucketize(batch.targets[0].nonzero().squeeze(1), starts, right=True)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tutelage.engine.answering import AnsweringLearner
+from tutelage.engine.answering import OF_POLICY, AnsweringLearner
 from tutelage.engine.forward import token_log_probabilities
 from tutelage.engine.heartbeat import EVALUATION
 from tutelage.engine.learner import TURN, refuse_nan, schedule
@@ -59,11 +59,19 @@ class OnlineLearner(AnsweringLearner):
         started = time.perf_counter()
         self.turn, self._number = 0, step.number
         others = [] if self.evaluates else self.held_out_rewards
-        rollout = self.answer(self.prompts, step.examples, step.number, self.online.config.samples, others)
-        told = self.look(rollout, step.number, watch=not self.evaluates)
+        # The answers' log-probabilities are those of the one step that follows: that measures them in passing.
+        at_once = self._learns_at_once()
+        samples = self.online.config.samples
+        rollout = self.answer(self.prompts, step.examples, step.number, samples, others, policy=not at_once)
         rolled_out = time.perf_counter()
+        told = {} if at_once else self.look(rollout, step.number, watch=not self.evaluates)
         told |= self.online.credit(rollout, self.progress.state)
-        told |= self._improve(rollout, step)
+        if at_once and rollout.learnt is not None:  # not all answers take part in it
+            self._measure(rollout, OF_POLICY)
+        improved = self._improve(rollout, step)
+        if at_once:
+            told |= self.look(rollout, step.number, watch=not self.evaluates)
+        told |= improved
         self.progress.step = step.number
         self.samples = rollout.shown(self.online.config.show)
         ended = time.perf_counter()
@@ -78,6 +86,10 @@ class OnlineLearner(AnsweringLearner):
             "tokens_per_second": tokens / (ended - started),
             "epoch": step.epoch,
         }
+
+    def _learns_at_once(self) -> bool:
+        config = self.online.config
+        return not self.online.credits_by_log_probs and config.inner_epochs == config.minibatches == 1
 
     def look(self, rollout: Rollout, step: int, *, watch: bool) -> dict[str, float]:
         """What there is to tell of a rollout; refuses a divergence that can't be or must not be.
@@ -175,14 +187,17 @@ class OnlineLearner(AnsweringLearner):
 
     def _backward(self, batches: list[NDArray[np.int64]], weight: float, number: int) -> list[dict[str, Tensor]]:
         """Add the gradients of policy and value model, one after the other, so that only one's activations are held."""
-        assert self._rollout is not None
+        rollout = self._rollout
+        assert rollout is not None
         told = []
+        drawn_by = torch.zeros(len(OF_POLICY), int(rollout.weights.sum()))
         for index, answers in enumerate(batches):
             self.beat(number, 2 * index)
-            batch, part = self.collate(answers), self._rollout.part(answers).to(self.device)
+            batch, part = self.collate(answers), rollout.part(answers).to(self.device)
             counts = self.online.weights(part)[0]
             with self._alone():
-                measures = self._policy_backward(batch, part, counts, weight)
+                measures, found = self._policy_backward(batch, part, counts, weight)
+                drawn_by[:, rollout.where(answers)] = found.cpu()
                 if self.online.critic:
                     measures["value_loss"] = self._value_backward(batch, part, counts, weight)
             for name in LOSSES:
@@ -191,21 +206,30 @@ class OnlineLearner(AnsweringLearner):
             told.append(measures)
         self.beat(number, 2 * len(batches))
         self._add_up_gradients()
+        if rollout.log_probs is None:
+            rollout.log_probs, rollout.entropy = self._together(drawn_by)
         return told
 
-    def _policy_backward(self, batch: Batch, part: Part, counts: Tensor, weight: float) -> dict[str, Tensor]:
+    def _policy_backward(
+        self, batch: Batch, part: Part, counts: Tensor, weight: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Measures, summed over tokens; and of each token its log-probability and entropy, (2, tokens)."""
+        assert self._rollout is not None
         config = self.online.config
         with self.model.acting("policy") as policy:
             with self.trainer.precision_plugin.forward_context():
                 log_probs, _, entropy = token_log_probabilities(
                     policy, batch, config.temperature, entropy_gradient=config.entropy_bonus > 0
                 )
+            if self._rollout.log_probs is None:
+                part.log_probs = log_probs.detach()
             losses, measures = self.online.policy_losses(log_probs, entropy, part)
             loss = (counts * losses).sum()
             self.manual_backward(loss / weight)
         moved = (log_probs - part.log_probs).detach()
         measures |= {"ratio": moved.exp(), "approx_kl": k3(part.log_probs, log_probs)}
-        return {"loss": loss.detach(), **{name: each.sum().detach() for name, each in measures.items()}}
+        summed = {"loss": loss.detach(), **{name: each.sum().detach() for name, each in measures.items()}}
+        return summed, torch.stack([log_probs, entropy]).detach()
 
     def _value_backward(self, batch: Batch, part: Part, counts: Tensor, weight: float) -> Tensor:
         with self.model.acting("value") as model:
@@ -273,10 +297,10 @@ class OnlineLearner(AnsweringLearner):
         rollout = self._rollout_of(self.prompts, indices, answers)
         rollout.texts = [text(self.tokenizer, Sampled(answer.ids[:few])) for answer in answers]
         self._score(rollout, self.rewards, "reward")
-        self._measure(rollout)
-        self.model.train()
-        self.online.credit(rollout, {})
-        everything = np.arange(len(rollout))
-        weight = float(self.online.weights(rollout.part(everything))[1].sum())
-        self.accumulate(everything, weight, 0)
+        with self.apart():
+            self._measure(rollout, [*OF_POLICY, *self.online.measured])
+            self.online.credit(rollout, {})
+            everything = np.arange(len(rollout))
+            weight = float(self.online.weights(rollout.part(everything))[1].sum())
+            self.accumulate(everything, weight, 0)
         return int(rollout.lengths.sum())

@@ -23,6 +23,7 @@ from tutelage.data.batches import Batch, Examples, Plan, Step, collate, split_pa
 from tutelage.engine.checkpoints import Progress
 from tutelage.engine.heartbeat import EVALUATION, Heartbeat
 from tutelage.engine.optimizers import make_optimizer
+from tutelage.engine.sharding import reduce_on_last
 from tutelage.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 TURN = 10_000
 "Signs of life within a step are numbered from a multiple of this in each accumulation of gradients."
+
+COMPUTED = "computed_tokens"
+"What went through the model: fewer than a step's tokens where beginnings are shared, more where rows are padded."
 
 
 class OutOfMemory(Exception):
@@ -63,6 +67,7 @@ class Learner(L.LightningModule):
         *,
         learning_rate: float,
         packed: bool,
+        shares: bool,
         filler: int,
         notice: Callable[[str], None],
         heartbeat: Heartbeat,
@@ -80,6 +85,8 @@ class Learner(L.LightningModule):
         self.progress = progress
         self.learning_rate = learning_rate
         self.packed = packed
+        self.shares = shares
+        "Whether what sequences of a packed row have in common at their beginning is computed once."
         self.filler = filler
         self.notice = notice
         self.heartbeat = heartbeat
@@ -121,12 +128,14 @@ class Learner(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.progress.step = step.number
         tokens = int(self.lengths[step.examples].sum())
+        computed = round(told.pop(COMPUTED) * max(1, weight))
         seconds = time.perf_counter() - started
         self.last = {
             **told,
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens": tokens,
+            COMPUTED: computed,
             **({"learnt_tokens": weight} if self.phase.counts_tokens else {}),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
@@ -137,7 +146,7 @@ class Learner(L.LightningModule):
         """Add the gradients of a step's mean loss; halve the micro-batches and begin again when memory runs out.
 
         Returns:
-            the step's `loss`, and the phase's further measures: over all devices, means over its `weight`.
+            the step's `loss`, `computed_tokens`, and the phase's further measures: over all devices, by its `weight`.
         Raises:
             RunFailed: when the loss is not finite, naming the rows.
             OutOfMemory: when memory runs out and other processes are in the middle of the same step.
@@ -170,26 +179,46 @@ class Learner(L.LightningModule):
             f"out of memory: micro-batches now have {self.progress.micro_batch_tokens} tokens; the result is the same"
         )
 
-    def cut(self, examples: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """This device's micro-batches of a step, as indices of examples."""
+    def cut(self, examples: NDArray[np.int64], store: Examples | None = None) -> list[NDArray[np.int64]]:
+        """This device's micro-batches of some examples (of the step, or of another `store`), as their indices."""
         split = split_packed if self.packed else split_padded
+        lengths = self.lengths if store is None else store.lengths
         tokens = self.progress.micro_batch_tokens
-        return split(examples, self.lengths, tokens=tokens, devices=self.trainer.world_size)[self.global_rank]
+        return split(examples, lengths, tokens=tokens, devices=self.trainer.world_size)[self.global_rank]
 
-    def collate(self, examples: Sequence[int] | NDArray[np.int64]) -> Batch:
+    def collate(self, examples: Sequence[int] | NDArray[np.int64], store: Examples | None = None) -> Batch:
         """A micro-batch on this device."""
-        return collate(self.examples, list(examples), packed=self.packed, filler=self.filler).to(self.device)
+        made = collate(
+            self.examples if store is None else store,
+            list(examples),
+            packed=self.packed,
+            shares=self.shares,
+            filler=self.filler,
+        )
+        return made.to(self.device)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Share no beginnings within the context: micro-batches are then as large as any of so many tokens can be."""
+        shares, self.shares = self.shares, False
+        try:
+            yield
+        finally:
+            self.shares = shares
 
     def _backward(self, batches: list[NDArray[np.int64]], weight: float, number: int) -> list[dict[str, Tensor]]:
         told = []
         for index, examples in enumerate(batches):
             self.beat(number, 2 * index)
             with self._synchronised_on_last(index == len(batches) - 1):
-                summed, measures = self.loss(self.collate(examples))
+                batch = self.collate(examples)
+                summed, measures = self.loss(batch)
                 self.beat(number, 2 * index + 1)  # from here on it may wait for others
                 # Strategies average gradients over devices; the step's mean is over tokens, so undo that.
                 self.manual_backward(summed * (self.trainer.world_size / max(1, weight)))
-            told.append({"loss": summed.detach(), **{name: each.detach() for name, each in measures.items()}})
+            computed = torch.tensor(float(batch.ids.numel()), device=summed.device)
+            measures = {"loss": summed, **measures, COMPUTED: computed}
+            told.append({name: each.detach() for name, each in measures.items()})
             refuse_nan(summed.detach(), self.examples, examples, number)
         return told
 
@@ -204,6 +233,7 @@ class Learner(L.LightningModule):
         model = self.trainer.strategy.model
         if not last and isinstance(model, torch.nn.parallel.DistributedDataParallel):
             return model.no_sync()
+        reduce_on_last(self.model, last)
         return contextlib.nullcontext()
 
     def beat(self, number: int, index: int) -> None:
@@ -236,16 +266,10 @@ class Learner(L.LightningModule):
     def evaluate(self, held_out: Examples) -> dict[str, float]:
         """The loss and measures over held-out examples, means over them; memory does not grow with their number."""
         self.model.eval()
-        order = np.arange(len(held_out), dtype=np.int64)
-        split = split_packed if self.packed else split_padded
-        shares = split(
-            order, held_out.lengths, tokens=self.progress.micro_batch_tokens, devices=self.trainer.world_size
-        )
         totals: dict[str, Tensor] = {}
-        for index, examples in enumerate(shares[self.global_rank]):
+        for index, examples in enumerate(self.cut(np.arange(len(held_out), dtype=np.int64), held_out)):
             self.heartbeat.beat(self.progress.step, EVALUATION + index)
-            batch = collate(held_out, list(examples), packed=self.packed, filler=self.filler).to(self.device)
-            summed, measures = self.loss(batch)
+            summed, measures = self.loss(self.collate(examples, held_out))
             refuse_nan(summed, held_out, examples, self.progress.step)
             for name, each in {"loss": summed, **measures}.items():
                 totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + each.double().cpu()

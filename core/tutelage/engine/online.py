@@ -114,6 +114,8 @@ class OnlinePhase(Phase):
     takes = (Prompted, Conversation, Continuation)
     critic: ClassVar[bool] = False
     "Whether a value model learns beside the policy."
+    credits_by_log_probs: ClassVar[bool] = True
+    "Whether `credit` looks at the policy's log-probabilities or entropies; if not, they may be measured after it."
     value_start: Literal["auto", "policy", "reward"] = "auto"
     "What the value model starts as; auto takes the reward model, where there is one that it can be."
 
@@ -123,6 +125,11 @@ class OnlinePhase(Phase):
     @abstractmethod
     def needs_reference(self) -> bool:
         """Whether log-probabilities under the model that the stage starts from are wanted."""
+
+    @property
+    def measured(self) -> list[str]:
+        """What is measured of each token of a rollout besides what the policy says of it."""
+        return ["reference"] * self.needs_reference + ["values"] * self.critic
 
     @abstractmethod
     def divergence(self, log_probs: Tensor, reference: Tensor) -> Tensor:
@@ -195,9 +202,15 @@ class OnlinePhase(Phase):
         if stage.trainer.strategy == "fsdp":
             wrong = "a sharded model would be gathered anew for every token that it draws"
             problems.append(Problem(place=join(trainer, "strategy"), wrong=wrong, fix="use strategy: ddp"))
-        if stage.trainer.compile:
+        if stage.trainer.compile is True:
             wrong = "several models take turns on one base, and each turn would compile it anew"
-            problems.append(Problem(place=join(trainer, "compile"), wrong=wrong, fix="leave compile out"))
+            problems.append(
+                Problem(
+                    place=join(trainer, "compile"),
+                    wrong=wrong,
+                    fix="leave compile out, or use compile: auto, which compiles no such stage",
+                )
+            )
         return problems
 
     def _rewards(self, field: str, place: str, problems: list[Problem]) -> list[Weighted]:

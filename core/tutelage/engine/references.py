@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tutelage.data.batches import Examples, collate, split_packed, split_padded
+from tutelage.data.batches import Examples
 from tutelage.data.rendering import Tokens
 from tutelage.engine.forward import sequence_log_probabilities
 from tutelage.engine.heartbeat import EVALUATION
@@ -69,13 +69,10 @@ def referenced(learner: Learner, examples: Examples, used: NDArray[np.int64], fi
 def _compute(learner: Learner, examples: Examples, used: NDArray[np.int64]) -> NDArray[np.float32]:
     starts = _starts(examples)
     found = torch.zeros(int(starts[-1]), dtype=torch.float64)
-    split = split_packed if learner.packed else split_padded
-    tokens = learner.progress.micro_batch_tokens
-    shares = split(used, examples.lengths, tokens=tokens, devices=learner.trainer.world_size)[learner.global_rank]
     learner.model.eval()
-    for index, share in enumerate(shares):
+    for index, share in enumerate(learner.cut(used, examples)):
         learner.heartbeat.beat(learner.progress.step, EVALUATION + index)
-        batch = collate(examples, list(share), packed=learner.packed, filler=learner.filler).to(learner.device)
+        batch = learner.collate(share, examples)
         with _adapters_off(learner.model), learner.trainer.precision_plugin.forward_context():
             each, _ = sequence_log_probabilities(learner.model, batch)
         where = [np.arange(starts[example], starts[example + 1]) for example in share]

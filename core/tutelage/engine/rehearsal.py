@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tutelage.data.columns import chunks_of
 from tutelage.engine.checkpoints import LEARNT, is_sharded, learnt_weights, unwritable, whole_weights
 from tutelage.engine.devices import peak_memory_gib
 from tutelage.errors import RunFailed
@@ -47,10 +48,9 @@ def rehearse(
     started = time.perf_counter()
     random_state = torch.get_rng_state()
     require_room(learner, folder, keep)
-    steps, tokens = _try_steps(learner)
-    evaluated = 0
-    if held_out is not None and steps:
-        evaluated = _try_evaluation(learner, held_out)
+    with learner.apart():
+        steps, tokens = _try_steps(learner)
+        evaluated = _try_evaluation(learner, held_out) if held_out is not None and steps else 0
     try_save(learner, adapter, folder)
     torch.set_rng_state(random_state)
     return {
@@ -64,8 +64,13 @@ def rehearse(
 
 def longest_rows(examples: Examples, tokens: int) -> NDArray[np.int64]:
     """The longest examples that together have at most `tokens` tokens."""
-    order = np.argsort(-examples.lengths, kind="stable")
-    return order[np.cumsum(examples.lengths[order]) <= tokens]
+    longest = np.zeros(0, dtype=np.int64)
+    for chunk in chunks_of(range(len(examples))):  # memory must not grow with the examples
+        longest = np.concatenate([longest, chunk])
+        longest = longest[np.argsort(-examples.lengths[longest], kind="stable")]
+        sums = np.cumsum(examples.lengths[longest])
+        longest = longest[: np.searchsorted(sums, tokens, side="right") + 1]  # and the first that is too much
+    return longest[np.cumsum(examples.lengths[longest]) <= tokens]
 
 
 def _try_steps(learner: Learner) -> tuple[int, int]:

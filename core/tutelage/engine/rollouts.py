@@ -82,6 +82,7 @@ class Rollout:
         where, counts = self.where(answers), self.counts[[int(answer) for answer in answers]]
         names = ("log_probs", "reference", "values", "advantages", "returns")
         vectors: dict[str, Any] = {name: whole[where] for name in names if (whole := getattr(self, name)) is not None}
+        vectors.setdefault("log_probs", torch.full((len(where),), math.nan))
         sequence = torch.repeat_interleave(torch.arange(len(counts)), counts)
         return Part(sequence=sequence, answers=len(counts), **vectors)
 
@@ -109,6 +110,7 @@ class Part:
     sequence: Tensor
     answers: int
     log_probs: Tensor
+    "Under the policy that drew them; NaN as long as they are not measured."
     advantages: Tensor
     reference: Tensor | None = None
     values: Tensor | None = None

@@ -22,19 +22,20 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 
 from tutelage.data.batches import Examples, Plan
 from tutelage.engine import checkpoints
-from tutelage.engine.attention import choose_packed_attention
+from tutelage.engine.attention import choose_packed_attention, shares_exactly
 from tutelage.engine.checkpoints import Progress
+from tutelage.engine.compiling import Compiling
 from tutelage.engine.context import StageContext
 from tutelage.engine.devices import micro_batch_tokens, peak_memory_gib
 from tutelage.engine.forward import base_of
-from tutelage.engine.heartbeat import COMPILING, Heartbeat
+from tutelage.engine.heartbeat import Heartbeat
 from tutelage.engine.interrupts import Interrupts
 from tutelage.engine.keeping import save_and_verify
 from tutelage.engine.kernels.blocks import fuse_blocks
 from tutelage.engine.learner import Learner, Steps, is_out_of_memory
 from tutelage.engine.references import referenced
 from tutelage.engine.rehearsal import rehearse
-from tutelage.engine.sharding import decoder_layers, shard
+from tutelage.engine.sharding import shard
 from tutelage.engine.tracking import Trackers
 from tutelage.errors import RunFailed, RunStopped, TutelageError
 from tutelage.models.loading import load_model, resize_for
@@ -95,9 +96,10 @@ def options_of(context: StageContext, built: BuiltModel) -> dict[str, Any]:
     return {
         "learning_rate": settings.learning_rate or context.phase.learning_rate(context, built.model),
         "packed": built.packed,
+        "shares": built.shares,
         "filler": _filler(context),
         "notice": lambda text: context.emit("notice", text=text),
-        "heartbeat": Heartbeat(context.folder / "ranks", _rank(), slowest=COMPILING if settings.compile else 0.0),
+        "heartbeat": Heartbeat(context.folder / "ranks", _rank()),
         "shard": shard if context.devices.strategy == "fsdp" else None,
     }
 
@@ -165,10 +167,12 @@ def plan_of(settings: Trainer, lengths: NDArray[np.int64], per_step: int) -> Pla
 
 @dataclass
 class BuiltModel:
-    """A model with its adapter attached, whether examples are packed for it, and the attention that it came with."""
+    """A model with its adapter attached, how examples are laid out for it, and the attention that it came with."""
 
     model: nn.Module
     packed: bool
+    shares: bool
+    "Whether common beginnings stand in a packed row once."
     attention: str
 
 
@@ -194,6 +198,7 @@ def build_model(context: StageContext) -> BuiltModel:
     packed = False
     if settings.packing is not False and context.adapter.packs:
         packed = choose_packed_attention(base, len(context.tokenizer)) is not None
+    shares = packed and settings.share_prefixes and shares_exactly(base, len(context.tokenizer))
     if settings.packing is True and not packed:
         place = f"stages.{context.stage.name}.trainer.packing"
         why = f"examples packed in one row of {type(base).__name__} would see each other"
@@ -202,16 +207,14 @@ def build_model(context: StageContext) -> BuiltModel:
         raise TutelageError.at(place, why, "use packing: auto, which falls back to one example a row")
     if settings.activation_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    if not settings.compile:  # which does as much, for less
-        fuse_blocks(base)
+    fuse_blocks(base)
     model = context.adapter.attach(base, context.tokenizer, context.new_tokens)
     if settings.activation_checkpointing and hasattr(base, "enable_input_require_grads"):
         base.enable_input_require_grads()
     model.train()
-    if settings.compile:
-        for block in decoder_layers(model) or [model]:  # all blocks share what is compiled for one
-            block.compile(dynamic=True)
-    return BuiltModel(model, packed, attention)
+    if any(isinstance(each, torch.nn.Dropout) and each.p for each in model.modules()):
+        shares = False  # each sequence drops out its own
+    return BuiltModel(model, packed, shares, attention)
 
 
 def _load(context: StageContext, dtype: torch.dtype, loading: dict[str, Any]) -> Any:
@@ -234,11 +237,12 @@ class TrainingLoop(L.Callback):
         self.folder = start.folder
         self.held_out = held_out
         self.interrupts = Interrupts()
+        self.compiling = Compiling(learner, context)
         self.evaluations = _evaluation_steps(learner, context)
         self._writes = False
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Restore or rehearse, and announce."""
+        """Restore or rehearse, announce, and compile where that is wanted."""
         self._writes = trainer.is_global_zero
         progress = self.learner.progress
         self.interrupts.install()
@@ -249,6 +253,7 @@ class TrainingLoop(L.Callback):
         self._announce()
         if self.checkpoint is None and self.context.stage.trainer.rehearsal:
             self._emit("rehearsal", **self._rehearse())
+        self.compiling.settle()
         if progress.finished or progress.step >= len(self.learner.plan):
             progress.finished = True
             trainer.should_stop = True
@@ -301,6 +306,7 @@ class TrainingLoop(L.Callback):
 
     def _release(self) -> None:
         self.interrupts.remove()
+        self.compiling.end()
         self.learner.heartbeat.stop()
 
     def _announce(self) -> None:
@@ -324,6 +330,7 @@ class TrainingLoop(L.Callback):
             strategy=context.devices.strategy,
             precision=context.devices.precision,
             packed=self.learner.packed,
+            shares_prefixes=self.learner.shares,
             micro_batch_tokens=self.learner.progress.micro_batch_tokens,
         )
         self.trackers.start(
@@ -346,7 +353,8 @@ class TrainingLoop(L.Callback):
         """Returns whether this is the best evaluation so far."""
         assert self.held_out is not None
         progress = self.learner.progress
-        metrics = self.learner.evaluate(self.held_out)
+        with self.compiling.aside():
+            metrics = self.learner.evaluate(self.held_out)
         progress.metrics.update(metrics)
         judged = metrics[self.learner.judged_by] * (-1 if self.learner.higher_is_better else 1)
         improved = progress.best_eval is None or judged < progress.best_eval

@@ -66,19 +66,14 @@ def judged(learner: Learner, held_out: Examples) -> list[Answers]:
     import torch
     import torch.distributed as dist
 
-    from tutelage.data.batches import collate, split_packed, split_padded
     from tutelage.engine.forward import sequence_scores
 
     examples = [held_out[index] for index in range(len(held_out))]
     starts = np.cumsum([0, *(len(tokens.lengths) for tokens in examples)])
     scores = torch.zeros(int(starts[-1]), dtype=torch.float64)
-    split = split_packed if learner.packed else split_padded
-    order = np.arange(len(held_out), dtype=np.int64)
-    tokens = learner.progress.micro_batch_tokens
-    shares = split(order, held_out.lengths, tokens=tokens, devices=learner.trainer.world_size)
     learner.model.eval()
-    for share in shares[learner.global_rank]:
-        batch = collate(held_out, list(share), packed=learner.packed, filler=learner.filler).to(learner.device)
+    for share in learner.cut(np.arange(len(held_out), dtype=np.int64), held_out):
+        batch = learner.collate(share, held_out)
         with torch.no_grad(), learner.trainer.precision_plugin.forward_context():
             found = sequence_scores(learner.model, batch)
         if len(share):

@@ -18,6 +18,7 @@ class GRPO(OnlinePhase):
     """Group relative policy optimization: answers that score better than others to the same prompt become likelier."""
 
     name = "grpo"
+    credits_by_log_probs = False
 
     class Config(OnlineConfig):
         """GRPO (Shao et al., 2024), with what later work changed in it as choices."""

@@ -63,6 +63,15 @@ def test_overrides_and_steps_count(recipe):
     assert stage.trainable_parameters == 2 * estimate_recipe(recipe, {}, load(), []).stages["tune"].trainable_parameters
 
 
+def test_what_may_be_compiled_is_estimated_as_not_compiled(recipe):
+    switches = ("false", "auto", "true")
+    plain, auto, compiled = (
+        estimate_recipe(recipe, {"gpu": "L4"}, load(), [f"stages.tune.trainer.compile={switch}"]).stages["tune"]
+        for switch in switches
+    )
+    assert auto == plain != compiled
+
+
 def test_data_that_can_not_be_counted_leaves_time_open(recipe):
     result = estimate_recipe(recipe, {"gpu": "L4"}, load(), ["stages.tune.data.train=hub:someone/rows"])
     assert result.hours is None

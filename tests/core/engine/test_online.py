@@ -398,6 +398,10 @@ def test_devices_adapters_and_compilers_that_can_not_work_are_told_before(tiny_m
         tutelage.train(made, out=tmp_path / "run")
     places = {problem.place for problem in error.value.problems}
     assert {"stages.tune.trainer.strategy", "stages.tune.trainer.compile", "stages.tune.adapter"} <= places
+    made["stages"][0]["trainer"]["compile"] = "auto"  # which compiles where it can be done
+    with pytest.raises(tutelage.TutelageError) as error:
+        tutelage.train(made, out=tmp_path / "run")
+    assert places - {problem.place for problem in error.value.problems} == {"stages.tune.trainer.compile"}
 
 
 def test_too_few_long_prompts_are_dropped(tiny_model, tmp_path):

@@ -102,6 +102,22 @@ def test_loss_and_gradients_are_those_of_an_independent_computation(tiny_model, 
             torch.testing.assert_close(update["gradients"][f"policy.{name}"], parameter.grad, atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("choice", [{}, {"cut_answers": "mask", "samples": 24}, {"kl_coefficient": 0.1}])
+def test_log_probabilities_of_the_one_step_are_those_measured_before_it(tiny_model, tmp_path, monkeypatch, choice):
+    phase = {"kind": "grpo", "rewards": ["lower"], "prompts_per_step": 4, "samples": 4, "entropy_bonus": 0.01, **choice}
+    data, told = write_prompts(tmp_path / "p.jsonl", 8), []
+    for before in (False, True):
+        monkeypatch.setattr(host().classes("phase")["grpo"], "credits_by_log_probs", before)
+        made = online(tiny_model("llama-tied"), data, phase, max_steps=3)
+        made["stages"][0]["trainer"] |= {"learning_rate": 1e-2, "tokens_per_micro_batch": 100}
+        told.append(events(tutelage.train(made, out=tmp_path / str(before)).folder, "step"))
+    for one, other in zip(*told, strict=True):
+        assert one.keys() == other.keys()
+        for name in {"loss", "entropy", "reward", "kl", "kl_per_token", "ratio", "approx_kl", "grad_norm"} & one.keys():
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+    assert told[0][0]["ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
 def test_rewards_are_weighted_and_prompts_without_variance_are_counted(tiny_model, tmp_path):
     """One reward is the same for all answers; all of it is told, and a group in which nothing differs teaches nothing."""
     always = {"kind": "regex", "pattern": "(?s).*", "weight": 2.0, "name": "always"}

@@ -38,12 +38,12 @@ def test_a_reward_rises(tiny_model, tmp_path, seed):
         "clip": 0.5,
         "kl_coefficient": 0.001,
     }
-    made = online(tiny_model("llama-tied"), write_prompts(tmp_path / "p.jsonl", 8), phase, max_steps=14)
+    made = online(tiny_model("llama-tied"), write_prompts(tmp_path / "p.jsonl", 8), phase, max_steps=26)
     made["stages"][0]["trainer"] |= {"learning_rate": 3e-2, "seed": seed, "checkpoint_every": 50}
     told = events(tutelage.train(made, out=tmp_path / "run").folder, "step")
     first, last = told[0], told[-1]
     rewards = [step["reward"] for step in told]
-    assert np.mean(rewards[-3:]) > np.mean(rewards[:2]) + 0.06  # an iteration's mean has an error of about 0.03
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:2]) + 0.1  # an iteration's mean has an error of about 0.03
     assert last["kl"] > 1 > first["kl"] == pytest.approx(0, abs=1e-5)
     assert last["entropy"] < first["entropy"]
 

@@ -17,8 +17,14 @@ class Fused(partial[Any]):
     """What stands on a module in place of its forward."""
 
 
-def as_the_libraries_compute(model: nn.Module) -> None:
-    """Take every `Fused` off: what a model computes is then, to the bit, what plain transformers and PEFT compute."""
-    for module in model.modules():
-        if isinstance(vars(module).get("forward"), Fused):
-            del module.forward
+def as_the_libraries_compute(model: nn.Module) -> dict[nn.Module, Fused]:
+    """Take every `Fused` off: what a model computes is then, to the bit, what plain transformers and PEFT compute.
+
+    Returns:
+        what stood on which module, to be put back as its `forward`.
+    """
+    forwards = {module: vars(module).get("forward") for module in model.modules()}
+    fused = {module: forward for module, forward in forwards.items() if isinstance(forward, Fused)}
+    for module in fused:
+        del module.forward
+    return fused

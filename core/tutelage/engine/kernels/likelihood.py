@@ -65,13 +65,16 @@ class _TokenLosses(torch.autograd.Function):
         losses = hidden.new_empty(len(targets), dtype=torch.float32)
         entropies = torch.zeros_like(losses)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for part, found in _log_probs(hidden, weight, bias, targets, temperature):
-            losses[part] = -found.gather(1, targets[part, None])[:, 0]
-            if entropy:
-                entropies[part] = -(found.exp() * found).nan_to_num_(0.0).sum(1)
+        for chunk, logits in _logits(hidden, weight, bias):
+            for part, found in _log_probs(chunk, logits, temperature):
+                losses[part] = -found.gather(1, targets[part, None])[:, 0]
+                shares = found.exp() if entropy or to_hidden is not None else found
+                if entropy:
+                    entropies[part] = -found.mul_(shares).nan_to_num_(0.0).sum(1)
+                if to_hidden is not None:
+                    logits[_within(part, chunk)] = _less_targets(shares, targets[part])
             if to_hidden is not None:
-                to_logits = _less_targets(found.exp_(), targets[part]).to(hidden.dtype)
-                to_hidden[part] = (to_logits @ weight).div_(temperature)
+                to_hidden[chunk] = (logits @ weight).div_(temperature)
         if to_hidden is not None:
             ctx.save_for_backward(to_hidden)
         ctx.mark_non_differentiable(entropies)
@@ -91,15 +94,16 @@ class _SummedLosses(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for part, found in _log_probs(hidden, cast, None, targets):
-            total -= found.gather(1, targets[part, None]).sum()
-            if to_hidden is None and to_weight is None:
-                continue
-            to_logits = _less_targets(found.exp_(), targets[part]).to(hidden.dtype)
+        # The weight's gradient is large: it is added to as seldom as memory allows.
+        for chunk, logits in _logits(hidden, cast, None, numbers=_NUMBERS if to_weight is None else 4 * _NUMBERS):
+            for part, found in _log_probs(chunk, logits):
+                total -= found.gather(1, targets[part, None]).sum()
+                if to_hidden is not None or to_weight is not None:
+                    logits[_within(part, chunk)] = _less_targets(found.exp_(), targets[part])
             if to_hidden is not None:
-                to_hidden[part] = to_logits @ cast
+                to_hidden[chunk] = logits @ cast
             if to_weight is not None:
-                to_weight += to_logits.t() @ hidden[part]
+                to_weight += logits.t() @ hidden[chunk]
         ctx.save_for_backward(to_hidden, to_weight)
         return total
 
@@ -114,15 +118,35 @@ class _SummedLosses(torch.autograd.Function):
         )
 
 
-def _log_probs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float = 1.0
+_NUMBERS = 2**23
+"Logits that a CPU holds at a time, and other devices sixteen times."
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, numbers: int = _NUMBERS
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The log-probabilities (rows, vocabulary) of the tokens of some rows at a time, in float32."""
-    rows = max(16, (2**27 if hidden.is_cuda else 2**23) // len(weight))
-    for start in range(0, len(targets), rows):
-        part = slice(start, start + rows)
-        logits = F.linear(hidden[part], weight, None if bias is None else bias.to(hidden.dtype)).float()
-        yield part, torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
+    """The logits (rows, vocabulary) of some rows at a time, in `hidden`'s dtype: as many as a product is good for."""
+    rows = max(16, (numbers if hidden.is_cpu else 16 * numbers) // len(weight))
+    bias = None if bias is None else bias.to(hidden.dtype)
+    for start in range(0, len(hidden), rows):
+        chunk = slice(start, min(start + rows, len(hidden)))
+        yield chunk, F.linear(hidden[chunk], weight, bias)
+
+
+def _log_probs(chunk: slice, logits: Tensor, temperature: float = 1.0) -> Iterator[tuple[slice, Tensor]]:
+    """The log-probabilities (rows, vocabulary) by logits, in float32, and which rows of all they are.
+
+    On a CPU they are as few rows at a time as stay in its cache for all that is done with them.
+    """
+    rows = max(1, 2**19 // logits.shape[1]) if logits.is_cpu else len(logits)
+    for start in range(0, len(logits), rows):
+        part = logits[start : start + rows].float()
+        log_probs = torch.log_softmax(part if temperature == 1.0 else part / temperature, -1)
+        yield slice(chunk.start + start, chunk.start + start + len(part)), log_probs
+
+
+def _within(part: slice, chunk: slice) -> slice:
+    return slice(part.start - chunk.start, part.stop - chunk.start)
 
 
 def _less_targets(shares: Tensor, targets: Tensor) -> Tensor:
