@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 from dataclasses import dataclass
@@ -104,12 +106,14 @@ def micro_batch_tokens(settings: Trainer, devices: Devices) -> int:
     """How many tokens a device computes at a time, when the recipe leaves it open.
 
     On a CPU about 1,000 tokens already run at full rate and more only cost memory; a GPU wants more to fill it, and
-    halves the number by itself when its memory does not suffice.
+    halves the number by itself when its memory does not suffice. A step that is a little longer than planned, as steps
+    of whole examples are, is still computed at once.
     """
     if settings.tokens_per_micro_batch != "auto":
         return settings.tokens_per_micro_batch
-    most = 8192 if devices.accelerator == "cuda" else 1024
-    return min(most, max(settings.max_length, -(-settings.tokens_per_step // devices.world)))
+    most = 8192 if devices.accelerator == "cuda" else 1024 + 1024 // 8
+    step = -(-settings.tokens_per_step // devices.world)
+    return min(most, max(settings.max_length, step + step // 8))
 
 
 def peak_memory_gib(accelerator: str) -> float:
@@ -121,3 +125,11 @@ def peak_memory_gib(accelerator: str) -> float:
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / 2**30 if sys.platform == "darwin" else used / 2**20
+
+
+def give_memory_back() -> None:
+    """Give the system the memory that nothing uses any more: glibc keeps what a step's activations had."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if platform.system() == "Linux" else None
+    if trim is not None:
+        trim(0)
