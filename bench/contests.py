@@ -209,7 +209,8 @@ def losses(contests: list[Contest], turns: list[Turn], setup: Setup) -> list[Fig
     from bench.rows import preferences
 
     kinds = {contest.name: contest.kind for contest in contests}
-    kept = [turn for turn in turns if turn.repeat == 0 and kinds.get(turn.work) in ("sft", "dpo")]
+    sides = ("tutelage", "trl")  # what LitGPT saves is no model of transformers
+    kept = [turn for turn in turns if turn.repeat == 0 and turn.who in sides and kinds.get(turn.work) in ("sft", "dpo")]
     if not kept:
         return []
     artifacts = [

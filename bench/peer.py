@@ -1,8 +1,8 @@
 """TRL's side, in a process of its own: `python -m bench.peer REQUEST.json` trains, and tells every step as it ends.
 
 A request names the work (lora, full, qlora, dpo, grpo), the model's folder, the data (JSONL), the output folder, and
-`settings`: what TRL is free to choose. With `trials`, a list of settings, each is trained with for two steps, and how
-much of the second was done in a second is told.
+`settings`: what TRL is free to choose. With `trials`, a list of settings, each is trained with for three steps, and how
+much of the last two was done in a second is told.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def main() -> None:
     for settings in request["trials"]:
         steps: list[tuple[int, float]] = []
         try:
-            train(request, settings, partial(_note, steps), max_steps=2)
+            train(request, settings, partial(_note, steps), max_steps=3)
         except Exception as error:  # a peer's settings may not work here; that is a finding, too
             processes.tell(settings=settings, error=f"{type(error).__name__}: {error}"[:300])
         else:
-            amount, seconds = steps[-1]
-            processes.tell(settings=settings, speed=amount / seconds)
+            amounts, seconds = zip(*steps[1:], strict=True)
+            processes.tell(settings=settings, speed=sum(amounts) / sum(seconds))
         gc.collect()
 
 

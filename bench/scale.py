@@ -59,7 +59,7 @@ class Setup:
     @property
     def tokens(self) -> int:
         """That a training learns from, about: some more than the steps have, so that none is missing."""
-        return round((self.scale.steps + 0.3) * self.scale.tokens_per_step)
+        return round((self.scale.steps + 0.1) * self.scale.tokens_per_step)
 
     def variables(self, who: str) -> dict[str, str]:
         """A contender's caches, which stay from one repeat to the next, as they do between a user's runs."""

@@ -74,4 +74,4 @@ def _without_compiler() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[_SWITCH]
+        os.environ.pop(_SWITCH, None)

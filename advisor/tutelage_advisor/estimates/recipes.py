@@ -208,7 +208,8 @@ def _base_model(named: str, stage: Stage, resolved: Resolved) -> str:
 def _micro_batch_tokens(trainer: Trainer, devices: int) -> int:
     if trainer.tokens_per_micro_batch != "auto":
         return trainer.tokens_per_micro_batch
-    return min(GPU_MICRO_BATCH, max(trainer.max_length, -(-trainer.tokens_per_step // devices)))
+    step = -(-trainer.tokens_per_step // devices)
+    return min(GPU_MICRO_BATCH, max(trainer.max_length, step + step // 8))
 
 
 def _notes(stage: Stage, phase: Phase, rows: Rows | None) -> list[str]:

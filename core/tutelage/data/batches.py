@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tutelage.data.columns import chunks_of
-from tutelage.data.sharing import share
+from tutelage.data.sharing import prefix_tree
 
 if TYPE_CHECKING:
     import torch
@@ -286,7 +286,7 @@ def _shared(examples: list[Tokens]) -> Batch | None:
     targets = [row.targets for row in rows]
     # What predicts a learnt token stays with the sequence, as others may go on otherwise from the same beginning.
     sharable = [int(learn.argmax()) - 1 if learn.any() else len(learn) - 1 for learn in targets]
-    tree = share([row.ids for row in rows], sharable)
+    tree = prefix_tree([row.ids for row in rows], sharable)
     if not tree.shared:
         return None
     segments = [*tree.shared, *tree.own]

@@ -32,7 +32,7 @@ def hold_out(stores: Sequence[TokenStore], share: float, seed: int) -> list[Mask
     )
     digests.sort()
     begins = kept(_changes(digests), np.int64, folder)  # where each content begins among the sorted digests
-    bounds = kept(chain([begins], [np.array([len(digests)])]), np.int64, folder)
+    bounds = kept(chain(chunks_of(begins), [np.array([len(digests)])]), np.int64, folder)
     order = numbers(len(begins), folder)
     np.random.default_rng(seed).shuffle(order)
     count = _reached(bounds, order, max(1, round(share * len(digests))))

@@ -131,6 +131,8 @@ def prepare(
         except ValueError as error:
             raise TutelageError.at(place, str(error)) from None
         twice = shared(evaluation, train) if evaluation else 0
+        if held_out is not None:  # its columns are made when they are asked for: now, while a lack of room can be told
+            _ = held_out.lengths, held_out.weights, held_out.longest
         return Prepared(arranged, held_out, _report(reports, arranged, held_out, twice), fingerprints)
 
 
@@ -305,7 +307,7 @@ def _room(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TutelageError.at(
             str(folder),
-            f"prepared data can't be written: {error.strerror}",
+            f"prepared data can't be written: {error.strerror or error}",
             "set TUTELAGE_CACHE to a folder with room",
         ) from None
 

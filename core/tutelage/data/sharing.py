@@ -39,7 +39,7 @@ class Tree:
     own: list[Segment] = field(default_factory=list)
 
 
-def share(sequences: Sequence[NDArray[np.int32]], sharable: Sequence[int]) -> Tree:
+def prefix_tree(sequences: Sequence[NDArray[np.int32]], sharable: Sequence[int]) -> Tree:
     """The tree of sequences' common beginnings.
 
     Args:

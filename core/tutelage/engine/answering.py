@@ -213,13 +213,20 @@ class AnsweringLearner(Learner):
         """Micro-batches in which the answers to a prompt stay together as far as they can, as they share it."""
         if not self.shares:
             return super().cut(examples, store)
-        neighbours = np.sort(examples)
-        ends = np.cumsum((self.lengths if store is None else store.lengths)[neighbours])
+        lengths, limit = (self.lengths if store is None else store.lengths), self.progress.micro_batch_tokens
         devices = self.trainer.world_size
-        total = int(ends[-1]) if len(ends) else 0
-        count = devices * max(1, -(-total // (self.progress.micro_batch_tokens * devices)))
-        places = np.searchsorted(ends, np.arange(1, count) * (total / count), side="left") + 1
-        return np.split(neighbours, places)[self.global_rank :: devices]
+        total = int(lengths[examples].sum())
+        wanted = total / (devices * max(1, -(-total // (limit * devices))))
+        batches: list[list[int]] = []
+        load = 0
+        for index in np.sort(examples).tolist():
+            if not batches or load >= wanted or load + lengths[index] > limit:
+                batches.append([])
+                load = 0
+            batches[-1].append(index)
+            load += int(lengths[index])
+        batches += [[] for _ in range(-len(batches) % devices)]
+        return [np.array(each, dtype=np.int64) for each in (batches or [[]] * devices)[self.global_rank :: devices]]
 
     def _share(self, count: int) -> list[int]:
         """This process's share of so many things: neighbours, as answers to one prompt are."""

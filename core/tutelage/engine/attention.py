@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tutelage.data.batches import Batch, collate
 from tutelage.data.rendering import Tokens
-from tutelage.engine.forward import learnt_logits, sequence_scores, token_scores
+from tutelage.engine.forward import learnt_logits, token_scores
 from tutelage.engine.kernels.segments import LONGEST, gathered, hidden_keys, short_segment_attention
 from tutelage.models.heads import score_head
 from tutelage.models.loading import quietly
@@ -250,28 +250,31 @@ def shares_exactly(model: PreTrainedModel, vocabulary: int) -> bool:
         rows = [(begin, ends[0]), (begin + middle, end), (begin + middle, ends[2])]
         probe = _Probe([_tokens(before, after) for before, after in rows])
         batch = collate(probe, range(3), packed=True, filler=0, shares=shares).to(next(model.parameters()).device)
-        given = sequence_scores(model, batch)[:, None] if score_head(model) is not None else _logits(model, batch)
+        given = (
+            _logits(model, batch) if score_head(model) is None else token_scores(model, batch)[batch.targets][:, None]
+        )
         return given.float()
 
     was_training = model.training
     model.eval()
     try:
-        shared = outputs(begin, ends[1], True)
-        apart = outputs(begin, ends[1], False)
+        shared, apart = outputs(begin, ends[1], True), outputs(begin, ends[1], False)
+        elsewhere, elsewhere_apart = outputs(other_begin, ends[1], True), outputs(other_begin, ends[1], False)
         changed = outputs(begin, other_end, True)
-        elsewhere = outputs(other_begin, ends[1], True)
-    except (NotImplementedError, TypeError, ValueError, RuntimeError):
+    except Exception:  # whatever it is, each can stand by itself
         return False
     finally:
         model.train(was_training)
     exact, close = _tolerances(model)
-    first = len(shared) // 3 if score_head(model) is not None else len(ends[0]) - 1
-    last = len(shared) - (1 if score_head(model) is not None else len(ends[2]) - 1)
+    first, last = len(ends[0]) - 1, 1 - len(ends[2])
     return (
         _alike(shared, apart, close)
         and _alike(changed[:first], shared[:first], exact)
         and _alike(changed[last:], shared[last:], exact)
         and not torch.equal(elsewhere, shared)
+        and _alike(
+            elsewhere - shared, elsewhere_apart - apart, 0.5
+        )  # of what most layers have in common nothing is left
     )
 
 

@@ -150,8 +150,9 @@ class Costs:
 
     def _seconds(self, known: _Record) -> float | None:
         """Of compiling what was compiled before: few where the cache still holds it."""
-        held = Path(known.folder, "fxgraph")
-        warm = known.folder == str(inductor_folder()) and held.is_dir() and any(held.iterdir())
+        held, warm = Path(known.folder, "fxgraph"), False
+        with contextlib.suppress(OSError):
+            warm = known.folder == str(inductor_folder()) and held.is_dir() and any(held.iterdir())
         if not warm:
             return known.cold
         if known.warm is None and known.cold is not None:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 import tutelage
 from tutelage.engine.compile_costs import INDUCTOR, Costs, Estimate, Expected, Measured, Subject, inductor_folder
+from tutelage.engine.devices import give_memory_back
 from tutelage.engine.forward import base_of
 from tutelage.engine.heartbeat import COMPILING
 from tutelage.engine.kernels import as_the_libraries_compute
@@ -92,6 +93,10 @@ class Compiling:
         rows = learner.cut(first)[0]
         left = tokens_left(learner.plan, learner.progress.step) / learner.trainer.world_size
         if self._wanted == "auto":
+            ratio = Costs().expected(self._subject, learner.device.type).ratio
+            if self._agreed(ratio >= 1):
+                self._tell(f"not compiled: a micro-batch takes {ratio:.2f} of its time then", compiled=False)
+                return
             plain = self._try(rows, left)
             if plain is None or not self._pays(plain.wall / self._tokens(rows), left):
                 return
@@ -118,19 +123,19 @@ class Compiling:
             module.forward = forward
         if self._suppressed is not None:
             torch._dynamo.config.suppress_errors = self._suppressed
-        os.environ.pop(INDUCTOR)
+        os.environ.pop(INDUCTOR, None)
         if self._named is not None:
             os.environ[INDUCTOR] = self._named
         self._fused, self._suppressed, self.on = {}, None, False
 
     def _begin(self) -> None:
+        self.on = True
         self._named = os.environ.get(INDUCTOR)
         os.environ[INDUCTOR] = str(inductor_folder())
         for block in self._blocks:  # all share what is compiled for one
             # The compiler does as much; and of forwards that are objects it would compile each layer's anew.
             self._fused |= as_the_libraries_compute(block)
             block.compile(dynamic=True)
-        self.on = True
 
     def _pays(self, per_token: float, left: float) -> bool:
         expected = Costs().expected(self._subject, self._learner.device.type)
@@ -150,7 +155,7 @@ class Compiling:
         try:
             took = self._fastest(rows)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or self._context.devices.strategy == "fsdp":
                 raise
             self._learner.model.zero_grad(set_to_none=True)
         if not self._agreed_on_any(took is None):
@@ -162,14 +167,18 @@ class Compiling:
     def _compile(self, rows: NDArray[Any], plain: Took | None) -> None:
         """Compile by passing `rows` through the model, and see what it cost and gained."""
         self._learner.heartbeat.took(COMPILING)
-        self._begin()
-        missed = _misses()
         failure: Exception | None = None
         first = after = Took(0.0, 0.0)
+        missed = 0
         try:
+            self._begin()
+            missed = _misses()
             first, after = self._pass(rows), self._fastest(rows)
         except Exception as error:  # whatever it is, it did not happen before it was compiled
-            failure = error
+            if self._learner.trainer.world_size > 1 and self._context.devices.strategy == "fsdp":
+                self.end()
+                raise  # the others wait within the pass: all end
+            failure = error.with_traceback(None)
         if self._agreed_on_any(failure is not None):
             self._failed(failure)
             return
@@ -198,8 +207,10 @@ class Compiling:
     def _failed(self, error: Exception | None) -> None:
         self.end()
         self._learner.model.zero_grad(set_to_none=True)
+        give_memory_back()
         why = _first_line(error)
-        if self._wanted is True and not (error is not None and is_out_of_memory(error)):
+        other = self._agreed_on_any(error is not None and not is_out_of_memory(error))
+        if self._wanted is True and other:
             fix = "use compile: auto, which goes on without, or false; torch.compile needs a C++ compiler on a CPU"
             raise RunFailed.at(self._place, f"the model can't be compiled: {why}", fix) from error
         self._tell(f"not compiled: it can't be: {why}", compiled=False)
@@ -218,7 +229,7 @@ class Compiling:
         wall, own = time.perf_counter(), time.process_time()
         # Copies need not exchange gradients; shards must, as what they hold back would be in the first step's.
         copies = isinstance(learner.trainer.strategy.model, torch.nn.parallel.DistributedDataParallel)
-        with learner._synchronised_on_last(not copies):
+        with learner.synchronised_on_last(not copies):
             summed, _ = learner.loss(learner.collate(rows))
             learner.manual_backward(summed / self._tokens(rows))
         _wait_for(learner.device)

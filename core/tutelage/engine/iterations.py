@@ -66,7 +66,7 @@ class OnlineLearner(AnsweringLearner):
         rolled_out = time.perf_counter()
         told = {} if at_once else self.look(rollout, step.number, watch=not self.evaluates)
         told |= self.online.credit(rollout, self.progress.state)
-        if at_once and rollout.learnt is not None:  # not all answers take part in it
+        if at_once and rollout.learnt is not None and len(rollout.learnt) < len(rollout):  # not all take part in it
             self._measure(rollout, OF_POLICY)
         improved = self._improve(rollout, step)
         if at_once:

@@ -67,11 +67,11 @@ class Learner(L.LightningModule):
         *,
         learning_rate: float,
         packed: bool,
-        shares: bool,
         filler: int,
         notice: Callable[[str], None],
         heartbeat: Heartbeat,
         shard: Callable[[nn.Module, Any], None] | None = None,
+        shares: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -128,7 +128,7 @@ class Learner(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.progress.step = step.number
         tokens = int(self.lengths[step.examples].sum())
-        computed = round(told.pop(COMPUTED) * max(1, weight))
+        computed = round(told.pop(COMPUTED, 0.0) * max(1, weight))
         seconds = time.perf_counter() - started
         self.last = {
             **told,
@@ -146,7 +146,7 @@ class Learner(L.LightningModule):
         """Add the gradients of a step's mean loss; halve the micro-batches and begin again when memory runs out.
 
         Returns:
-            the step's `loss`, `computed_tokens`, and the phase's further measures: over all devices, by its `weight`.
+            the step's `loss`, `computed_tokens`, and the phase's further measures: sums over all devices, by `weight`.
         Raises:
             RunFailed: when the loss is not finite, naming the rows.
             OutOfMemory: when memory runs out and other processes are in the middle of the same step.
@@ -161,7 +161,7 @@ class Learner(L.LightningModule):
                     raise
                 if self.trainer.world_size > 1:
                     raise OutOfMemory(self.progress.micro_batch_tokens) from error
-                if len(batches) >= len(examples):
+                if sum(map(bool, map(len, batches))) >= len(examples):
                     raise RunFailed.at(
                         f"step {number}",
                         "memory does not suffice for a single example",
@@ -210,7 +210,7 @@ class Learner(L.LightningModule):
         told = []
         for index, examples in enumerate(batches):
             self.beat(number, 2 * index)
-            with self._synchronised_on_last(index == len(batches) - 1):
+            with self.synchronised_on_last(index == len(batches) - 1):
                 batch = self.collate(examples)
                 summed, measures = self.loss(batch)
                 self.beat(number, 2 * index + 1)  # from here on it may wait for others
@@ -228,7 +228,7 @@ class Learner(L.LightningModule):
             found = self.phase.loss(self.model, batch)
         return found if isinstance(found, tuple) else (found, {})
 
-    def _synchronised_on_last(self, last: bool) -> AbstractContextManager[Any]:
+    def synchronised_on_last(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients travel between devices once a step, with its last micro-batch."""
         model = self.trainer.strategy.model
         if not last and isinstance(model, torch.nn.parallel.DistributedDataParallel):

@@ -175,9 +175,9 @@ class BuiltModel:
 
     model: nn.Module
     packed: bool
-    shares: bool
-    "Whether common beginnings stand in a packed row once."
     attention: str
+    shares: bool = False
+    "Whether common beginnings stand in a packed row once."
 
 
 def build_model(context: StageContext) -> BuiltModel:
@@ -218,7 +218,7 @@ def build_model(context: StageContext) -> BuiltModel:
     model.train()
     if any(isinstance(each, torch.nn.Dropout) and each.p for each in model.modules()):
         shares = False  # each sequence drops out its own
-    return BuiltModel(model, packed, shares, attention)
+    return BuiltModel(model, packed, attention, shares)
 
 
 def _load(context: StageContext, dtype: torch.dtype, loading: dict[str, Any]) -> Any:

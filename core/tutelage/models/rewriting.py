@@ -34,7 +34,7 @@ def rewrite(graph: Graph, places: dict[Node, int], constants: list[Tensor], laye
         layer: the node before which inputs are put.
     """
     _drop_repeats(graph)
-    _join_norms(graph, places)
+    _join_norms(graph, places, constants)
     sources = _join_products(graph, places, constants, layer)
     _drop_views(graph)
     graph.eliminate_dead_code()
@@ -241,7 +241,7 @@ def _updated(narrow: Tensor, base: Tensor, weight: Tensor) -> Tensor:
 # Norms
 
 
-def _join_norms(graph: Graph, places: dict[Node, int]) -> None:
+def _join_norms(graph: Graph, places: dict[Node, int], constants: list[Tensor]) -> None:
     """Compute x / sqrt(mean(x^2) + eps) x weight (Zhang & Sennrich 2019, "Root Mean Square Layer Normalization") as one
     operation, however it was written out."""
     for node in list(graph.nodes):
@@ -252,10 +252,12 @@ def _join_norms(graph: Graph, places: dict[Node, int]) -> None:
             continue
         given, eps, last = found
         for scaled in list(last.users):
-            weights = [each for each in scaled.args if each in places]
+            known = [each for each in scaled.args if isinstance(each, Node) and each in places]
+            weights = [each for each in known if constants[places[each]].dim() == 1]
             if scaled.target is torch.mul and len(weights) == 1 and len(last.users) == 1 and not scaled.kwargs:
+                rounded = last.target is torch.ops.aten._to_copy.default
                 with graph.inserting_before(scaled):
-                    joined = graph.call_function(_rms_norm, (given, weights[0], eps))
+                    joined = graph.call_function(_rms_norm, (given, weights[0], eps, rounded))
                 joined.meta.update(scaled.meta)
                 scaled.replace_all_uses_with(joined)
                 graph.erase_node(scaled)
@@ -280,9 +282,9 @@ def _normed(root: Node) -> tuple[Node, float, Node] | None:
         of = square.args[0] if square.target is torch.pow and square.args[1] == 2 else None
     elif mean.target is torch.div and mean.args[1] == _width(wide):
         square = mean.args[0]
-        norm: Any = square.args[0] if square.target is torch.pow and square.args[1] == 2 else square
-        plain = norm.target is torch.ops.aten.linalg_vector_norm.default and norm.args[1:] == (2, [-1], True)
-        of = norm.args[0] if plain else None
+        norm: Any = square.args[0] if square.target is torch.pow and square.args[1] == 2 else None
+        plain = norm is not None and norm.target is torch.ops.aten.linalg_vector_norm.default
+        of = norm.args[0] if plain and norm.args[1:] == (2, [-1], True) else None
     else:
         return None
     if of is None or of is not wide:
@@ -299,9 +301,10 @@ def _width(node: Node) -> int | None:
     return shapes[0][-1] if shapes else None
 
 
-def _rms_norm(given: Tensor, weight: Tensor, eps: float) -> Tensor:
-    if given.dtype == weight.dtype:
+def _rms_norm(given: Tensor, weight: Tensor, eps: float, rounded: bool) -> Tensor:
+    """Args: rounded: whether what is normed is given back its dtype before its weight."""
+    if given.dtype == weight.dtype and (rounded or given.dtype == torch.float32):
         return torch.rms_norm(given, (given.shape[-1],), weight, eps)
     wide = given.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return normed.to(weight.dtype) * weight
+    return (normed.to(given.dtype) if rounded else normed) * weight

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tutelage.data.batches import collate
 from tutelage.data.rendering import Tokens, together
-from tutelage.data.sharing import WORTH, Segment, share
+from tutelage.data.sharing import WORTH, Segment, prefix_tree
 
 
 class Store(list):
@@ -41,7 +41,7 @@ def way(tree, segment: Segment) -> list[Segment]:
 @given(families())
 def test_each_sequence_is_the_way_to_its_leaf(family):
     sequences = [np.array(ids, dtype=np.int32) for ids, _ in family]
-    tree = share(sequences, [most for _, most in family])
+    tree = prefix_tree(sequences, [most for _, most in family])
     assert [leaf.sequence for leaf in tree.own] == list(range(len(sequences)))
     for leaf, ids, (_, most) in zip(tree.own, sequences, family, strict=True):
         path = way(tree, leaf)
@@ -91,12 +91,12 @@ def behind(batch) -> list[tuple[int, ...]]:
 def test_one_beginning_and_the_beginnings_within_it():
     begin, question = list(range(100, 130)), list(range(200, 220))
     rows = [begin + question + [1, 2, 3], begin + question + [1, 5], [*begin, 7, 8], [*begin[:3], 9, 9]]
-    tree = share([np.array(row, dtype=np.int32) for row in rows], [51, 51, 31, 4])
+    tree = prefix_tree([np.array(row, dtype=np.int32) for row in rows], [51, 51, 31, 4])
     assert tree.shared == [Segment(0, 0, 30), Segment(0, 30, 51, 0)]
     assert tree.own == [Segment(0, 51, 53, 1), Segment(1, 51, 52, 1), Segment(2, 30, 32, 0), Segment(3, 0, 5)]
 
 
 def test_a_segment_is_not_worth_less_than_it_adds():
     few = [np.array([1] * 15 + [2 + each], dtype=np.int32) for each in range(3)]
-    assert share(few[:2], [15, 15]).shared == []
-    assert share(few, [15, 15, 15]).shared == [Segment(0, 0, 15)]
+    assert prefix_tree(few[:2], [15, 15]).shared == []
+    assert prefix_tree(few, [15, 15, 15]).shared == [Segment(0, 0, 15)]

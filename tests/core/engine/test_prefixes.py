@@ -1,10 +1,15 @@
-"""What sequences have in common is computed once, to the losses, scores and gradients of each sequence by itself."""
+"""What sequences have in common is computed once, to the losses and gradients of each sequence by itself."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 from training import events, losses, recipe, write_chats
 from transformers import AutoModelForCausalLM, MistralConfig
@@ -13,6 +18,7 @@ import tutelage
 from tutelage.data.batches import collate
 from tutelage.data.rendering import Tokens
 from tutelage.engine import attention
+from tutelage.engine.answering import AnsweringLearner
 from tutelage.engine.attention import SEGMENTS, _Probe, choose_packed_attention, shares_exactly
 from tutelage.engine.forward import learnt_loss, sequence_log_probabilities
 from tutelage.engine.kernels.segments import gathered
@@ -128,3 +134,22 @@ def test_a_run_learns_the_same(tiny_model, tmp_path):
         spared = [step["tokens"] - step["computed_tokens"] for step in events(folder, "step")]
         assert min(spared) > 0 if shares else max(spared) == 0
     assert told[0] == pytest.approx(told[1], rel=1e-5)
+
+
+@given(st.lists(st.integers(1, 900), max_size=30), st.integers(1, 2000), st.integers(1, 3))
+def test_answers_to_a_prompt_stay_together_within_the_limit(lengths, limit, devices):
+    cut: list[Any] = []
+    for rank in range(devices):
+        learner: Any = SimpleNamespace(
+            shares=True,
+            lengths=np.array(lengths, dtype=np.int64),
+            progress=SimpleNamespace(micro_batch_tokens=limit),
+            trainer=SimpleNamespace(world_size=devices),
+            global_rank=rank,
+        )
+        cut.append(AnsweringLearner.cut(learner, np.arange(len(lengths))[::-1]))
+    assert len({len(batches) for batches in cut}) == 1  # all take part in each
+    in_turn = [batch.tolist() for number in range(len(cut[0])) for batch in (batches[number] for batches in cut)]
+    assert [index for batch in in_turn for index in batch] == list(range(len(lengths)))
+    for batch in in_turn:
+        assert len(batch) < 2 or sum(lengths[index] for index in batch) <= limit

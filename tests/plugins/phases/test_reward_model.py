@@ -22,8 +22,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tutelage
 from tutelage.data.batches import collate
-from tutelage.data.rendering import Renderer
-from tutelage.engine.attention import choose_packed_attention
+from tutelage.data.rendering import Renderer, Tokens, together
+from tutelage.engine.attention import choose_packed_attention, shares_exactly
 from tutelage.engine.forward import sequence_scores
 from tutelage.formats import Ranking
 from tutelage.models.heads import choose_pad, load_scorer, load_scorer_for_use
@@ -528,3 +528,19 @@ def test_scores_of_a_packed_row_are_those_of_padded_rows(parts):
         padded = sequence_scores(parts.model, collate(store, range(4), packed=False, filler=parts.pad))
     assert packed.shape == padded.shape
     assert torch.allclose(packed, padded, atol=1e-5)
+
+
+def test_scores_are_the_same_where_prompts_stand_once(parts):
+    sequences = [np.concatenate([np.arange(40), np.arange(first, first + 9)]).astype(np.int32) for first in range(6)]
+    pairs = [[Tokens(ids, np.arange(49) >= 41) for ids in sequences[number : number + 2]] for number in (0, 2, 4)]
+    store = Store([together(pair, [[0.0]] * 2) for pair in pairs])
+    assert choose_packed_attention(parts.model, len(parts.tokenizer))
+    assert shares_exactly(parts.model, len(parts.tokenizer))
+    with torch.no_grad():
+        apart, shared = (
+            collate(store, range(3), packed=True, filler=parts.pad, shares=shares) for shares in (False, True)
+        )
+        expected, found = sequence_scores(parts.model, apart), sequence_scores(parts.model, shared)
+    assert shared.ids.numel() == 40 + 6 * 9
+    assert found.shape == expected.shape == (6,)
+    assert torch.allclose(found, expected, atol=1e-5)

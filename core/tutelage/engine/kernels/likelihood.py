@@ -68,9 +68,12 @@ class _TokenLosses(torch.autograd.Function):
         for chunk, logits in _logits(hidden, weight, bias):
             for part, found in _log_probs(chunk, logits, temperature):
                 losses[part] = -found.gather(1, targets[part, None])[:, 0]
-                shares = found.exp() if entropy or to_hidden is not None else found
+                shares = found
                 if entropy:
+                    shares = found.exp()
                     entropies[part] = -found.mul_(shares).nan_to_num_(0.0).sum(1)
+                elif to_hidden is not None:
+                    shares = found.exp_()
                 if to_hidden is not None:
                     logits[_within(part, chunk)] = _less_targets(shares, targets[part])
             if to_hidden is not None:
@@ -94,8 +97,7 @@ class _SummedLosses(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        # The weight's gradient is large: it is added to as seldom as memory allows.
-        for chunk, logits in _logits(hidden, cast, None, numbers=_NUMBERS if to_weight is None else 4 * _NUMBERS):
+        for chunk, logits in _logits(hidden, cast, None, whole=to_weight is not None):
             for part, found in _log_probs(chunk, logits):
                 total -= found.gather(1, targets[part, None]).sum()
                 if to_hidden is not None or to_weight is not None:
@@ -118,15 +120,15 @@ class _SummedLosses(torch.autograd.Function):
         )
 
 
-_NUMBERS = 2**23
-"Logits that a CPU holds at a time, and other devices sixteen times."
-
-
 def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, numbers: int = _NUMBERS
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, *, whole: bool = False
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The logits (rows, vocabulary) of some rows at a time, in `hidden`'s dtype: as many as a product is good for."""
-    rows = max(16, (numbers if hidden.is_cpu else 16 * numbers) // len(weight))
+    """The logits (rows, vocabulary) of some rows at a time, in `hidden`'s dtype: as many as a product is good for.
+
+    Args:
+        whole: whether the weight learns: its gradient is large, and on a CPU added to as seldom as memory allows.
+    """
+    rows = max(16, (2**27 if hidden.is_cuda else 2**25 if whole else 2**23) // len(weight))
     bias = None if bias is None else bias.to(hidden.dtype)
     for start in range(0, len(hidden), rows):
         chunk = slice(start, min(start + rows, len(hidden)))
