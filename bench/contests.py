@@ -107,13 +107,14 @@ def ours(contest: Contest, setup: Setup, repeat: int) -> Turn:
     return turn
 
 
-def theirs(contest: Contest, setup: Setup, repeat: int, settings: Settings) -> Turn:
-    """Train with TRL."""
+def theirs(contest: Contest, setup: Setup, repeat: int, settings: Settings, steps: int | None = None) -> Turn:
+    """Train with TRL, in as many steps as ours took where that is known."""
     folder = setup.work / f"trl-{contest.asked}-{repeat}"
-    ended = processes.ask("bench.peer", _request(contest, setup, folder, settings=settings), folder, **_caches(setup))
-    steps = [(int(line["amount"]), at) for line, at in ended.lines if "amount" in line]
+    asked = _request(contest, setup, folder, steps, settings=settings)
+    ended = processes.ask("bench.peer", asked, folder, **_caches(setup))
+    taken = [(int(line["amount"]), at) for line, at in ended.lines if "amount" in line]
     rewards = [line["reward"] for line, _ in ended.lines if "reward" in line]
-    return turn_of(contest.asked, "trl", repeat, steps, ended, str(folder / "out"), rewards)
+    return turn_of(contest.asked, "trl", repeat, taken, ended, str(folder / "out"), rewards)
 
 
 def try_settings(contest: Contest, setup: Setup) -> list[dict[str, Any]]:
@@ -155,9 +156,10 @@ def hold(
                 asked_already = any((turn.work, turn.who, turn.repeat) == (name, who, repeat) for turn in turns)
                 if asked_already or f"{name}, {who}" in failures or (who == "trl" and name not in chosen):
                     continue
+                mine = next((turn.steps for turn in _of(turns, contest.name, "tutelage")), None)
                 try:
                     turn = ours(contest, setup, repeat) if who == "tutelage" else theirs(
-                        contest, setup, repeat, chosen[name]
+                        contest, setup, repeat, chosen[name], mine
                     )  # fmt: skip
                 except (Failed, LookupError, ValueError) as error:
                     failures[f"{name}, {who}"] = str(error)
@@ -262,17 +264,18 @@ def _answers(contest: Contest) -> int:
     return PROMPTS * SAMPLES if contest.kind == "grpo" else 0
 
 
-def _request(contest: Contest, setup: Setup, folder: Path, **more: Any) -> dict[str, Any]:
+def _request(contest: Contest, setup: Setup, folder: Path, steps: int | None = None, **more: Any) -> dict[str, Any]:
     file, count = contest.file(setup)
     counts = first_tokens(setup.counts, setup.counts, setup.tokens) if contest.kind == "sft" else []
-    steps = max(1, round(sum(counts) / setup.scale.tokens_per_step)) if counts else setup.scale.steps
+    if steps is None or contest.kind != "dpo":  # whose tokens are known to who tokenises them
+        steps = max(1, round(sum(counts) / setup.scale.tokens_per_step)) if counts else setup.scale.steps
     return {
         "work": contest.asked,
         "model": setup.model,
         "data": str(file),
         "out": str(folder / "out"),
         "tokens_per_step": setup.scale.tokens_per_step,
-        "rows_per_step": max(1, round(count / steps)),
+        "rows_per_step": -(-count // steps),
         "steps": steps,
         "lengths": counts,
         **more,

@@ -36,14 +36,13 @@ def contests() -> list[Contest]:
 
 
 def _pairs(setup: Setup) -> list[dict[str, Any]]:
-    """Pairs with about as many tokens in both sequences as the rows of supervised tuning, as many for each step."""
+    """Pairs with about as many tokens in both sequences as the rows of supervised tuning."""
     pairs = preferences(setup.rows)
     counts = [
         round(count * (1 + _letters(pair, "rejected") / _letters(pair, "chosen")))
         for pair, count in zip(pairs, setup.counts, strict=False)
     ]
-    taken = first_tokens(pairs[: len(counts)], counts, setup.tokens)
-    return taken[: max(1, len(taken) // setup.scale.steps) * setup.scale.steps]
+    return first_tokens(pairs[: len(counts)], counts, setup.tokens)
 
 
 def _letters(pair: dict[str, Any], answer: str) -> int:

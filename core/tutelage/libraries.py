@@ -52,6 +52,9 @@ def import_for_training(resolved: Resolved) -> None:
     from tutelage.adapter import Adapter
 
     import_libraries(*MODELS, "lightning")
+    from tutelage.engine.quiet import quiet_libraries
+
+    quiet_libraries()  # some speak up while they are imported
     adapters = list(resolved.adapters.values())
     if any(adapter.artifact == "adapter" for adapter in adapters):
         quantises = any(type(adapter).loading is not Adapter.loading for adapter in adapters)

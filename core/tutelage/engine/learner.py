@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from tutelage.data.batches import Batch, Examples, Plan, Step, collate, split_packed, split_padded
 from tutelage.engine.checkpoints import Progress
+from tutelage.engine.devices import give_memory_back
 from tutelage.engine.heartbeat import EVALUATION, Heartbeat
 from tutelage.engine.optimizers import make_optimizer
 from tutelage.engine.sharding import reduce_on_last
@@ -247,6 +248,13 @@ class Learner(L.LightningModule):
         if self.trainer.world_size > 1:
             dist.all_reduce(total)
         return {name: value / max(1, weight) for name, value in zip(names, total.tolist(), strict=True)}
+
+    def end_learning(self) -> None:
+        """Let go of gradients and the optimizer's state: what is saved is read back beside the model, without them."""
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+        self.zero_grad(set_to_none=True)
+        give_memory_back()
 
     def _clip(self, step: Step, parameters: list[nn.Parameter] | None = None) -> float:
         if parameters is None:

@@ -225,6 +225,7 @@ def _keep(loop: OnlineLoop, attention: str) -> Artifact:
     context, learner = loop.context, loop.learner
     metrics = metrics_of_best(loop)
     actors = learner.model
+    learner.end_learning()
     base_of(actors).set_attn_implementation(attention)
     if actors.value_head is not None and learner.global_rank == 0:
         save_critic(actors, context, critic_folder(context.folder))

@@ -26,7 +26,7 @@ from tutelage.engine.attention import choose_packed_attention, shares_exactly
 from tutelage.engine.checkpoints import Progress
 from tutelage.engine.compiling import Compiling
 from tutelage.engine.context import StageContext
-from tutelage.engine.devices import give_memory_back, micro_batch_tokens, peak_memory_gib
+from tutelage.engine.devices import micro_batch_tokens, peak_memory_gib
 from tutelage.engine.forward import base_of
 from tutelage.engine.heartbeat import Heartbeat
 from tutelage.engine.interrupts import Interrupts
@@ -135,10 +135,6 @@ def carry_out(loop: TrainingLoop, keep: Callable[[], Artifact]) -> Artifact:
             raise _stopped(loop.interrupts.received, context)
         if not progress.finished:
             raise RunFailed.at(context.stage.name, f"training ended at step {progress.step} of {len(plan)}")
-        for optimizer in trainer.optimizers:  # what is saved is read back beside the model, without what it learnt by
-            optimizer.state.clear()
-        learner.zero_grad(set_to_none=True)
-        give_memory_back()
         return keep()
 
 
@@ -441,6 +437,7 @@ def _keep(loop: TrainingLoop, attention: str) -> Artifact:
         metrics = {**metrics, **numbers}
         if _rank() == 0:
             context.emit("conclusion", **told)
+    learner.end_learning()
     base_of(learner.model).set_attn_implementation(attention)
     target = save_and_verify(context, learner.model, metrics)
     kind = "reward_model" if context.phase.makes == "reward_model" else context.adapter.artifact

@@ -34,14 +34,16 @@ def train(made, folder, **variables):
     beside = folder.with_suffix(".json")
     beside.write_text(json.dumps(made))
     command = [sys.executable, "-c", "from tutelage.cli.main import main; main()", "train", beside, "--out", folder]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def remember_a_gain(cache):
     """As though another model had been compiled here in no time, to much gain."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUTELAGE_CACHE", str(cache))
-        known = Subject(device_name(torch.device("cpu")), str(torch.__version__), "Another", "0")
+        device = device_name(torch.device("cpu")).rpartition(": ")[0] + ": 1"  # as many threads as `train` gives it
+        known = Subject(device, str(torch.__version__), "Another", "0")
         Costs().remember(known, Measured(cold=0.0, ratio=0.1))
 
 
