@@ -275,7 +275,7 @@ def _request(contest: Contest, setup: Setup, folder: Path, steps: int | None = N
         "data": str(file),
         "out": str(folder / "out"),
         "tokens_per_step": setup.scale.tokens_per_step,
-        "rows_per_step": -(-count // steps),
+        "rows_per_step": max(1, round(count / steps)),
         "steps": steps,
         "lengths": counts,
         **more,

@@ -6,8 +6,11 @@ from typing import Any
 
 from bench.contests import Contest
 from bench.rows import first_tokens, preferences
-from bench.scale import BETA, LEARNING_RATES, Setup
+from bench.scale import BETA, LEARNING_RATES, LENGTH, Setup
 from bench.tuning import LORA, trainer
+
+LETTERS = 4
+"Of a token, about."
 
 
 def contests() -> list[Contest]:
@@ -38,13 +41,11 @@ def contests() -> list[Contest]:
 def _pairs(setup: Setup) -> list[dict[str, Any]]:
     """Pairs with about as many tokens in both sequences as the rows of supervised tuning."""
     pairs = preferences(setup.rows)
-    counts = [
-        round(count * (1 + _letters(pair, "rejected") / _letters(pair, "chosen")))
-        for pair, count in zip(pairs, setup.counts, strict=False)
-    ]
+    counts = [count + _rejected(pair, count) for pair, count in zip(pairs, setup.counts, strict=False)]
     return first_tokens(pairs[: len(counts)], counts, setup.tokens)
 
 
-def _letters(pair: dict[str, Any], answer: str) -> int:
-    """Of a prompt with an answer, whose tokens are about in proportion."""
-    return sum(len(turn["content"]) for turn in pair["prompt"] + pair[answer])
+def _rejected(pair: dict[str, Any], chosen: int) -> int:
+    """About how many tokens a pair's rejected sequence has, where the chosen one has so many."""
+    letters = {name: sum(len(turn["content"]) for turn in pair[name]) for name in ("chosen", "rejected")}
+    return min(LENGTH, max(1, chosen + (letters["rejected"] - letters["chosen"]) // LETTERS))
