@@ -93,12 +93,12 @@ class Compiling:
         rows = learner.cut(first)[0]
         left = tokens_left(learner.plan, learner.progress.step) / learner.trainer.world_size
         if self._wanted == "auto":
-            ratio = Costs().expected(self._subject, learner.device.type).ratio
-            if self._agreed(ratio >= 1):
-                self._tell(f"not compiled: a micro-batch takes {ratio:.2f} of its time then", compiled=False)
+            expected = Costs().expected(self._subject, learner.device.type)
+            if self._agreed(expected.ratio >= 1):
+                self._tell(f"not compiled: a micro-batch takes {expected.ratio:.2f} of its time then", compiled=False)
                 return
             plain = self._try(rows, left)
-            if plain is None or not self._pays(plain.wall / self._tokens(rows), left):
+            if plain is None or not self._pays(plain.wall / self._tokens(rows), left, expected):
                 return
             self._compile(rows, plain)
         else:
@@ -137,8 +137,7 @@ class Compiling:
             self._fused |= as_the_libraries_compute(block)
             block.compile(dynamic=True)
 
-    def _pays(self, per_token: float, left: float) -> bool:
-        expected = Costs().expected(self._subject, self._learner.device.type)
+    def _pays(self, per_token: float, left: float, expected: Expected) -> bool:
         estimate = Estimate.of(left, per_token, expected)
         pays = self._agreed(estimate.pays)
         said = f"{'compiling' if pays else 'not compiled'}: {estimate.told()}{_BASES[expected.basis]}"
